@@ -1,0 +1,17 @@
+//! Sequence kernels: the scans, convolutions, attention and dense maps that semisep's layers are made of.
+//!
+//! Each op is a folder with the same files: `mod.rs` (what it computes, shapes, checks, dispatch, backward), `naive.rs`
+//! (the definition in plain tensor operations, differentiated by autograd: the oracle), `cpu.rs` (fast, threaded,
+//! vectorised) and, where it has a CUDA path, `cuda.rs` with its `.cu` source.
+//!
+//! All ops are differentiable in every floating-point input and in their states, take an optional initial state, return
+//! the final one, accept packed sequences, and keep states and accumulators in f32 (f64 for f64 data) whatever the
+//! data's dtype.
+//!
+//! Letters: b batch, l length, d channels, e inner width, h heads, p head dimension, n state, g groups, k taps.
+
+mod host;
+mod simd;
+mod tape;
+
+pub use host::state_dtype;

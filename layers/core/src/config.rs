@@ -1,0 +1,74 @@
+//! What a blueprint says of a mixer, checked before any weight exists.
+
+use std::fmt::Debug;
+
+use candle_core::Result;
+
+use crate::{Mixer, VarBuilder};
+
+/// Largest width, count or length that a configuration may name: sizes are bounded before anything is allocated.
+pub const MAX_WIDTH: usize = 1 << 24;
+
+/// One problem in a configuration.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Issue {
+    /// The configuration key at fault, as the user wrote it: the blueprint reader finds its line by it.
+    pub key: String,
+    /// What was expected and what was found.
+    pub message: String,
+    /// One thing to try.
+    pub help: Option<String>,
+}
+
+impl Issue {
+    /// An issue without advice.
+    pub fn new(key: impl Into<String>, message: impl Into<String>) -> Self {
+        Self { key: key.into(), message: message.into(), help: None }
+    }
+
+    /// Adds one thing to try.
+    pub fn help(mut self, help: impl Into<String>) -> Self {
+        self.help = Some(help.into());
+        self
+    }
+}
+
+/// The configuration of one kind of mixer: what stands in `[blocks.NAME]` beside `mixer = "KIND"`.
+///
+/// Implementors also derive `Deserialize` (with `deny_unknown_fields`), `Serialize` and `JsonSchema`; the registry of
+/// `semisep-models` asks for them.
+pub trait MixerConfig: Debug + Send + Sync {
+    /// The name under which the mixer is registered.
+    fn kind(&self) -> &'static str;
+
+    /// Everything wrong with this configuration at this width; empty if it can be built.
+    fn check(&self, d_model: usize) -> Vec<Issue>;
+
+    /// Builds the layer with the parameters of `vb`. Call [`MixerConfig::check`] first.
+    ///
+    /// # Errors
+    /// If a parameter is missing or has another shape.
+    fn build(&self, d_model: usize, vb: VarBuilder) -> Result<Box<dyn Mixer>>;
+
+    /// The configuration as JSON, for blueprints written from checkpoints and for state files' hashes.
+    fn to_json(&self) -> serde_json::Value;
+}
+
+/// An issue if `value` lies outside `[min, MAX_WIDTH]`.
+pub fn in_range(key: &str, value: usize, min: usize) -> Option<Issue> {
+    (!(min..=MAX_WIDTH).contains(&value))
+        .then(|| Issue::new(key, format!("expected {min} to {MAX_WIDTH}, found {value}")))
+}
+
+/// An issue at `key` if `part` does not divide `whole` (called `what`). Zero divides nothing.
+pub fn divides(key: &str, part: usize, what: &str, whole: usize) -> Option<Issue> {
+    if part != 0 && whole.is_multiple_of(part) {
+        return None;
+    }
+    let nearest = (1..=part.min(whole)).rev().find(|&d| whole.is_multiple_of(d));
+    let issue = Issue::new(key, format!("{part} does not divide {what} = {whole}"));
+    Some(match nearest {
+        Some(d) => issue.help(format!("the next smaller divisor is {d}")),
+        None => issue,
+    })
+}

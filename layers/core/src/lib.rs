@@ -1,0 +1,28 @@
+//! What every layer of semisep shares: the [`Mixer`] contract, [`State`], [`Cost`], parameters and the small parts
+//! (linear maps, norms, rotary positions, the MLP) that layers are made of.
+//!
+//! Letters in shape comments, everywhere: b batch, l length, d model width, e inner width, h heads, p head dimension,
+//! n state, g groups, k convolution taps, r low rank of dt.
+
+mod config;
+mod cost;
+mod init;
+mod linear;
+mod mixer;
+mod mlp;
+mod norm;
+mod parameters;
+mod rotary;
+mod state;
+
+pub use candle_core::Result;
+pub use config::{Issue, MAX_WIDTH, MixerConfig, divides, in_range};
+pub use cost::Cost;
+pub use init::{Init, Rng};
+pub use linear::{Activation, Linear};
+pub use mixer::{Context, Mixer, Mixing};
+pub use mlp::{Mlp, MlpConfig};
+pub use norm::{GatedRmsNorm, Norm, NormConfig, NormKind};
+pub use parameters::{ParameterGroup, Seeded, Shapes, Source, VarBuilder, Variables};
+pub use rotary::{Rotary, RotaryConfig};
+pub use state::{State, StateKind};

@@ -1,0 +1,85 @@
+//! The one contract of everything that maps (b, l, d) to (b, l, d).
+
+use candle_core::{Result, Tensor};
+
+use crate::{Cost, ParameterGroup, State};
+
+/// What a forward pass may know besides its input.
+#[derive(Debug, Default)]
+pub struct Context<'a> {
+    /// Where to start from and what to leave behind; `None` starts from zero and leaves nothing.
+    pub state: Option<&'a mut State>,
+    /// Boundaries of the sequences packed into a batch of one: `[0, l_0, l_0 + l_1, ..., l]`. States then have one row
+    /// a sequence, and reset at the boundaries.
+    pub cu_seqlens: Option<&'a [usize]>,
+}
+
+impl<'a> Context<'a> {
+    /// Continues from `state`.
+    pub fn with_state(state: &'a mut State) -> Self {
+        Self { state: Some(state), cu_seqlens: None }
+    }
+
+    /// Sequences packed into one row.
+    pub fn packed(cu_seqlens: &'a [usize]) -> Self {
+        Self { state: None, cu_seqlens: Some(cu_seqlens) }
+    }
+
+    /// How many tokens each state row receives from an input of `b` rows and `l` tokens.
+    pub fn lengths(&self, b: usize, l: usize) -> Vec<usize> {
+        match self.cu_seqlens {
+            Some(cu) => cu.windows(2).map(|w| w[1] - w[0]).collect(),
+            None => vec![l; b],
+        }
+    }
+}
+
+/// The linear map that a layer applied to one input, materialised.
+#[derive(Debug, Clone)]
+pub struct Mixing {
+    /// (b, h, l, l), lower triangular for causal layers.
+    pub matrix: Tensor,
+    /// What the matrix multiplies: (b, h, l, p).
+    pub values: Tensor,
+    /// What the layer's own kernel made of the values, before gates, norms and the output projection: (b, h, l, p).
+    /// Equals `matrix · values`.
+    pub output: Tensor,
+}
+
+/// A sequence mixer (or a channel mixer, which mixes nothing along the sequence).
+///
+/// The guarantees that the conformance suite proves for each implementation: forward equals step by step; prefilling
+/// in any split of chunks gives the same outputs and final state; packed sequences equal separate ones; rows of a batch
+/// do not touch each other; causal layers do not look ahead; the gradient of every parameter, input and state is exact.
+pub trait Mixer: Send + Sync {
+    /// The parallel form, for training and prefill: (b, l, d) -> (b, l, d).
+    ///
+    /// # Errors
+    /// If shapes disagree, or the state belongs to another layer or batch size; the state is then unchanged.
+    fn forward(&self, x: &Tensor, ctx: &mut Context<'_>) -> Result<Tensor>;
+
+    /// One token a row, constant work for recurrent layers, the state updated in place: (b, d) -> (b, d).
+    ///
+    /// # Errors
+    /// As for [`Mixer::forward`].
+    fn step(&self, x: &Tensor, state: &mut State) -> Result<Tensor>;
+
+    /// The state before the first token, for `batch` sequences.
+    ///
+    /// # Errors
+    /// If memory cannot be had.
+    fn new_state(&self, batch: usize) -> Result<State>;
+
+    /// What forward costs for `batch` sequences of `seqlen` tokens.
+    fn cost(&self, batch: usize, seqlen: usize) -> Cost;
+
+    /// Every parameter with its training metadata, in the order in which they were built.
+    fn parameter_groups(&self) -> Vec<ParameterGroup>;
+
+    /// The mixing matrix applied to `x` (b, l, d), from a zero state; `None` if the layer mixes nothing along the
+    /// sequence. Quadratic in l.
+    ///
+    /// # Errors
+    /// As for [`Mixer::forward`].
+    fn matrix(&self, x: &Tensor) -> Result<Option<Mixing>>;
+}

@@ -1,0 +1,275 @@
+//! Where a layer's parameters come from, and what training must know of each.
+//!
+//! A layer asks its [`VarBuilder`] for each tensor by the name it has in the field's checkpoints; the paths are the
+//! documentation of the file format. The same code builds a layer from a checkpoint, from seeded random values, as
+//! trainable variables, or as bare shapes to be described before any weight exists: that is the [`Source`].
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use candle_core::{DType, Device, Result, Shape, Tensor, Var, bail};
+use semisep_kernels::state_dtype;
+
+use crate::{Init, Rng};
+
+/// One parameter: its place, shape, and how it is to be trained.
+#[derive(Debug, Clone)]
+pub struct ParameterGroup {
+    /// Full path, as in the checkpoint.
+    pub name: String,
+    /// Shape.
+    pub shape: Vec<usize>,
+    /// Initial value.
+    pub init: Init,
+    /// Factor on the learning rate.
+    pub lr_scale: f64,
+    /// Whether weight decay applies.
+    pub weight_decay: bool,
+    /// Kept in f32 (f64 in an f64 model) whatever the weights' dtype.
+    pub full_precision: bool,
+}
+
+impl ParameterGroup {
+    /// A matrix: decayed, in the model's dtype.
+    pub fn weight(name: &str, shape: impl Into<Shape>, init: Init) -> Self {
+        Self {
+            name: name.into(),
+            shape: shape.into().into_dims(),
+            init,
+            lr_scale: 1.0,
+            weight_decay: true,
+            full_precision: false,
+        }
+    }
+
+    /// A norm weight, bias, decay or step size: full precision and not decayed.
+    pub fn scale(name: &str, shape: impl Into<Shape>, init: Init) -> Self {
+        Self { weight_decay: false, full_precision: true, ..Self::weight(name, shape, init) }
+    }
+
+    /// Learns at `scale` times the model's rate.
+    pub fn lr_scale(mut self, scale: f64) -> Self {
+        self.lr_scale = scale;
+        self
+    }
+
+    /// Elements.
+    pub fn elements(&self) -> usize {
+        self.shape.iter().product()
+    }
+}
+
+/// Hands out parameters by their full path.
+pub trait Source: Send + Sync {
+    /// The tensor of this parameter, in `dtype`, on `device`.
+    ///
+    /// # Errors
+    /// If it is missing or has another shape.
+    fn get(&self, parameter: &ParameterGroup, dtype: DType, device: &Device) -> Result<Tensor>;
+
+    /// Whether there is a tensor of this path; sources that make their tensors have all of them.
+    fn contains(&self, path: &str) -> bool;
+}
+
+/// A [`Source`] with a position in the name tree, a dtype and a device.
+#[derive(Clone)]
+pub struct VarBuilder {
+    source: Arc<dyn Source>,
+    prefix: String,
+    dtype: DType,
+    device: Device,
+    built: Arc<Mutex<Vec<ParameterGroup>>>,
+}
+
+impl fmt::Debug for VarBuilder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "VarBuilder({:?}, {:?}, {:?})", self.prefix, self.dtype, self.device)
+    }
+}
+
+impl VarBuilder {
+    /// Weights in `dtype` on `device`, from `source`.
+    pub fn new(source: Arc<dyn Source>, dtype: DType, device: Device) -> Self {
+        Self { source, prefix: String::new(), dtype, device, built: Arc::default() }
+    }
+
+    /// Seeded random weights.
+    pub fn seeded(seed: u64, dtype: DType, device: Device) -> Self {
+        Self::new(Arc::new(Seeded { seed }), dtype, device)
+    }
+
+    /// Shapes without memory behind them: good for [`crate::Mixer::cost`] and parameter counts, not for computing.
+    pub fn shapes(dtype: DType) -> Self {
+        Self::new(Arc::new(Shapes), dtype, Device::Cpu)
+    }
+
+    /// The dtype of weights.
+    pub fn dtype(&self) -> DType {
+        self.dtype
+    }
+
+    /// The device.
+    pub fn device(&self) -> &Device {
+        &self.device
+    }
+
+    /// One level down the name tree.
+    pub fn pp(&self, name: impl fmt::Display) -> Self {
+        let prefix = self.path(&name.to_string());
+        Self { prefix, ..self.clone() }
+    }
+
+    /// The full path of a name here.
+    pub fn path(&self, name: &str) -> String {
+        if self.prefix.is_empty() { name.into() } else { format!("{}.{name}", self.prefix) }
+    }
+
+    /// Whether the source has this tensor.
+    pub fn contains(&self, name: &str) -> bool {
+        self.source.contains(&self.path(name))
+    }
+
+    /// A weight matrix in the model's dtype, decayed.
+    ///
+    /// # Errors
+    /// If it is missing or has another shape.
+    pub fn get(&self, shape: impl Into<Shape>, name: &str, init: Init) -> Result<Tensor> {
+        self.get_group(ParameterGroup::weight(name, shape, init))
+    }
+
+    /// A norm weight, bias, decay or step size: kept in f32 (f64 in an f64 model), not decayed.
+    ///
+    /// # Errors
+    /// If it is missing or has another shape.
+    pub fn get_f32(&self, shape: impl Into<Shape>, name: &str, init: Init) -> Result<Tensor> {
+        self.get_group(ParameterGroup::scale(name, shape, init))
+    }
+
+    /// A parameter with metadata of its own; `group.name` is relative.
+    ///
+    /// # Errors
+    /// If it is missing or has another shape.
+    pub fn get_group(&self, mut group: ParameterGroup) -> Result<Tensor> {
+        group.name = self.path(&group.name);
+        let dtype = if group.full_precision { state_dtype(self.dtype) } else { self.dtype };
+        let tensor = self.source.get(&group, dtype, &self.device)?;
+        if tensor.dims() != group.shape {
+            bail!("{}: expected shape {:?}, found {:?}", group.name, group.shape, tensor.dims());
+        }
+        lock(&self.built).push(group);
+        Ok(tensor)
+    }
+
+    /// Every parameter built below here so far.
+    pub fn groups(&self) -> Vec<ParameterGroup> {
+        let below = format!("{}.", self.prefix);
+        lock(&self.built)
+            .iter()
+            .filter(|g| self.prefix.is_empty() || g.name.starts_with(&below))
+            .cloned()
+            .collect()
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Random values by name and seed.
+#[derive(Debug, Clone, Copy)]
+pub struct Seeded {
+    /// The seed of every tensor.
+    pub seed: u64,
+}
+
+impl Source for Seeded {
+    fn get(&self, p: &ParameterGroup, dtype: DType, device: &Device) -> Result<Tensor> {
+        let values = p.init.values(&p.shape, &mut Rng::named(self.seed, &p.name));
+        Tensor::from_vec(values, p.shape.as_slice(), device)?.to_dtype(dtype)
+    }
+
+    fn contains(&self, _: &str) -> bool {
+        true
+    }
+}
+
+/// Tensors of the right shape with one element of memory (strides 0).
+#[derive(Debug, Clone, Copy)]
+pub struct Shapes;
+
+impl Source for Shapes {
+    fn get(&self, p: &ParameterGroup, dtype: DType, device: &Device) -> Result<Tensor> {
+        Tensor::zeros(vec![1; p.shape.len()], dtype, device)?.broadcast_as(p.shape.as_slice())
+    }
+
+    fn contains(&self, _: &str) -> bool {
+        true
+    }
+}
+
+/// Trainable variables, created on first use with seeded values.
+#[derive(Debug, Default)]
+pub struct Variables {
+    seed: u64,
+    vars: Mutex<BTreeMap<String, Var>>,
+}
+
+impl Variables {
+    /// No variables yet.
+    pub fn new(seed: u64) -> Self {
+        Self { seed, vars: Mutex::default() }
+    }
+
+    /// All variables by path, sorted.
+    pub fn all(&self) -> BTreeMap<String, Var> {
+        lock(&self.vars).clone()
+    }
+}
+
+impl Source for Variables {
+    fn get(&self, p: &ParameterGroup, dtype: DType, device: &Device) -> Result<Tensor> {
+        let mut vars = lock(&self.vars);
+        if let Some(var) = vars.get(&p.name) {
+            return Ok(var.as_tensor().clone());
+        }
+        let var = Var::from_tensor(&Seeded { seed: self.seed }.get(p, dtype, device)?)?;
+        let tensor = var.as_tensor().clone();
+        vars.insert(p.name.clone(), var);
+        Ok(tensor)
+    }
+
+    fn contains(&self, _: &str) -> bool {
+        true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn shapes_take_no_memory_and_are_recorded() -> Result<()> {
+        let vb = VarBuilder::shapes(DType::BF16);
+        let big = vb.pp("head").get((1 << 20, 1 << 20), "weight", Init::ZEROS)?;
+        assert_eq!((big.dims(), big.dtype()), (&[1 << 20, 1 << 20][..], DType::BF16));
+        vb.pp("norm").get_f32(8, "weight", Init::ONES)?;
+        let groups = vb.groups();
+        assert_eq!(groups[0].elements(), 1 << 40);
+        assert_eq!(vb.pp("norm").groups().len(), 1);
+        assert!(groups[1].full_precision && !groups[1].weight_decay);
+        Ok(())
+    }
+
+    #[test]
+    fn variables_are_made_once() -> Result<()> {
+        let vars = Arc::new(Variables::new(1));
+        let vb = VarBuilder::new(vars.clone(), DType::F32, Device::Cpu);
+        let a = vb.get((2, 3), "w", Init::linear(3))?;
+        let b = vb.get((2, 3), "w", Init::linear(3))?;
+        assert_eq!(a.id(), b.id());
+        assert_eq!(vars.all().len(), 1);
+        assert!(vb.get((3, 3), "w", Init::linear(3)).is_err());
+        Ok(())
+    }
+}

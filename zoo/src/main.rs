@@ -1,0 +1,2 @@
+//! The `semisep` command.
+fn main() {}
