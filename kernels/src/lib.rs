@@ -11,6 +11,7 @@
 //! Letters: b batch, l length, d channels, e inner width, h heads, p head dimension, n state, g groups, k taps.
 
 mod host;
+mod segments;
 mod simd;
 mod tape;
 
