@@ -10,9 +10,15 @@
 //!
 //! Letters: b batch, l length, d channels, e inner width, h heads, p head dimension, n state, g groups, k taps.
 
+mod gate;
 mod host;
+mod linear;
+mod norm;
 mod segments;
 mod simd;
 mod tape;
 
+pub use gate::{Activation, activation, gated_activation};
 pub use host::state_dtype;
+pub use linear::linear;
+pub use norm::{gated_rms_norm, layer_norm, rms_norm};

@@ -240,13 +240,7 @@ impl CustomOp2 for Token {
     fn name(&self) -> &'static str {
         "tape-token"
     }
-    fn cpu_fwd(
-        &self,
-        _: &CpuStorage,
-        _: &Layout,
-        _: &CpuStorage,
-        _: &Layout,
-    ) -> Result<(CpuStorage, Shape)> {
+    fn cpu_fwd(&self, _: &CpuStorage, _: &Layout, _: &CpuStorage, _: &Layout) -> Result<(CpuStorage, Shape)> {
         self.cpu()
     }
     fn cuda_fwd(
@@ -362,10 +356,9 @@ mod tests {
             inputs.push(&fixed);
             let out = weighted(&inputs)?;
             for (outputs, extra) in [(&out[..], 1.0), (&out[..1], 0.0)] {
-                let loss =
-                    outputs.iter().try_fold(Tensor::zeros((), DType::F64, &Device::Cpu)?, |a, o| {
-                        a + o.sum_all()?
-                    })?;
+                let loss = outputs
+                    .iter()
+                    .try_fold(Tensor::zeros((), DType::F64, &Device::Cpu)?, |a, o| a + o.sum_all()?)?;
                 for _ in 0..2 {
                     let grads = loss.backward()?;
                     for (k, var) in vars.iter().enumerate() {

@@ -1,5 +1,5 @@
 //! Golden op cases and comparisons, for the tests of every op.
-#![allow(dead_code, reason = "each test binary uses a part")]
+#![allow(dead_code, unreachable_pub, reason = "each test binary uses a part")]
 
 use std::collections::HashMap;
 use std::path::PathBuf;
