@@ -1,1 +1,3 @@
-//! semisep.
+//! Blueprints, language models and generation.
+
+pub mod normal;

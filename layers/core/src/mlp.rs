@@ -1,0 +1,162 @@
+//! The channel mixer: two linear maps around an activation, gated or plain.
+//!
+//! ```text
+//! gated:  [v | g] = fc1 x      y = fc2 (v ⊙ act(g))       (Shazeer 2020)
+//! plain:  y = fc2 act(fc1 x)
+//! ```
+//! Names and the order [value, gate] in fc1 as in mamba_ssm's `GatedMLP`.
+
+use candle_core::{D, Result, Tensor};
+use schemars::JsonSchema;
+use semisep_kernels::{activation, gated_activation};
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    Activation, Context, Cost, Issue, Linear, Mixer, MixerConfig, Mixing, ParameterGroup, State, VarBuilder,
+    config::in_range,
+};
+
+/// `mixer = "mlp"` in a blueprint.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct MlpConfig {
+    /// Hidden width. Default: 4 d_model plain, 8/3 d_model gated.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub d_intermediate: Option<usize>,
+    /// Hidden width is rounded up to a multiple of this (mamba_ssm: 128).
+    #[serde(default = "one")]
+    pub multiple_of: usize,
+    /// Whether half of fc1 gates the other half.
+    #[serde(default = "yes")]
+    pub gated: bool,
+    /// The activation.
+    #[serde(default)]
+    pub activation: Activation,
+    /// Biases on both maps.
+    #[serde(default)]
+    pub bias: bool,
+}
+
+fn one() -> usize {
+    1
+}
+
+fn yes() -> bool {
+    true
+}
+
+impl Default for MlpConfig {
+    fn default() -> Self {
+        Self { d_intermediate: None, multiple_of: 1, gated: true, activation: Activation::Silu, bias: false }
+    }
+}
+
+impl MlpConfig {
+    /// The hidden width at this model width.
+    pub fn hidden(&self, d_model: usize) -> usize {
+        let default = if self.gated { 8 * d_model / 3 } else { 4 * d_model };
+        self.d_intermediate.unwrap_or(default).next_multiple_of(self.multiple_of.max(1))
+    }
+}
+
+impl MixerConfig for MlpConfig {
+    fn kind(&self) -> &'static str {
+        "mlp"
+    }
+
+    fn check(&self, d_model: usize) -> Vec<Issue> {
+        let hidden = in_range("d_intermediate", self.d_intermediate.unwrap_or(d_model), 1);
+        hidden.into_iter().chain(in_range("multiple_of", self.multiple_of, 1)).collect()
+    }
+
+    fn build(&self, d_model: usize, vb: VarBuilder) -> Result<Box<dyn Mixer>> {
+        Ok(Box::new(Mlp::new(d_model, self, &vb)?))
+    }
+
+    fn to_json(&self) -> serde_json::Value {
+        serde_json::json!(self)
+    }
+}
+
+/// The layer.
+#[derive(Debug, Clone)]
+pub struct Mlp {
+    fc1: Linear,
+    fc2: Linear,
+    d_model: usize,
+    hidden: usize,
+    config: MlpConfig,
+    groups: Vec<ParameterGroup>,
+    element: usize,
+}
+
+impl Mlp {
+    /// Parameters `fc1`, `fc2`.
+    ///
+    /// # Errors
+    /// If a parameter is missing or has another shape.
+    pub fn new(d_model: usize, config: &MlpConfig, vb: &VarBuilder) -> Result<Self> {
+        let hidden = config.hidden(d_model);
+        let wide = if config.gated { 2 * hidden } else { hidden };
+        Ok(Self {
+            fc1: Linear::new(d_model, wide, config.bias, &vb.pp("fc1"))?,
+            fc2: Linear::new(hidden, d_model, config.bias, &vb.pp("fc2"))?,
+            d_model,
+            hidden,
+            config: config.clone(),
+            groups: vb.groups(),
+            element: vb.dtype().size_in_bytes(),
+        })
+    }
+
+    fn apply(&self, x: &Tensor) -> Result<Tensor> {
+        let h = self.fc1.forward(x)?; // (..., 2 hidden) or (..., hidden)
+        let h = if self.config.gated {
+            let value = h.narrow(D::Minus1, 0, self.hidden)?;
+            let gate = h.narrow(D::Minus1, self.hidden, self.hidden)?;
+            gated_activation(&value, &gate, self.config.activation.into())?
+        } else {
+            activation(&h, self.config.activation.into())?
+        };
+        self.fc2.forward(&h)
+    }
+}
+
+impl Mixer for Mlp {
+    fn forward(&self, x: &Tensor, ctx: &mut Context<'_>) -> Result<Tensor> {
+        let (b, l, _) = x.dims3()?;
+        let lengths = ctx.lengths(b, l);
+        let y = self.apply(x)?;
+        if let Some(state) = &mut ctx.state {
+            state.expect("mlp", lengths.len())?;
+            state.advance(&lengths);
+        }
+        Ok(y)
+    }
+
+    fn step(&self, x: &Tensor, state: &mut State) -> Result<Tensor> {
+        let b = x.dims2()?.0;
+        state.expect("mlp", b)?;
+        let y = self.apply(x)?;
+        state.advance(&vec![1; b]);
+        Ok(y)
+    }
+
+    fn new_state(&self, batch: usize) -> Result<State> {
+        Ok(State::new("mlp", batch))
+    }
+
+    fn cost(&self, batch: usize, seqlen: usize) -> Cost {
+        let (rows, wide) = (batch * seqlen, if self.config.gated { 2 } else { 1 } * self.hidden);
+        Cost::linear(rows, self.d_model, wide, self.config.bias, self.element)
+            + Cost::linear(rows, self.hidden, self.d_model, self.config.bias, self.element)
+    }
+
+    fn parameter_groups(&self) -> Vec<ParameterGroup> {
+        self.groups.clone()
+    }
+
+    fn matrix(&self, _: &Tensor) -> Result<Option<Mixing>> {
+        Ok(None)
+    }
+}

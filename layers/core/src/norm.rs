@@ -1,0 +1,101 @@
+//! Norms over the features of each token.
+
+use candle_core::{Result, Tensor};
+use schemars::JsonSchema;
+use semisep_kernels::{gated_rms_norm, layer_norm, rms_norm};
+use serde::{Deserialize, Serialize};
+
+use crate::{Init, VarBuilder};
+
+/// The two norms.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum NormKind {
+    /// `x / √(mean x² + eps) · w` (Zhang & Sennrich 2019).
+    #[default]
+    Rms,
+    /// `(x - mean) / √(var + eps) · w + b` (Ba et al. 2016).
+    Layer,
+}
+
+/// `norm = { kind = "rms", eps = 1e-5 }`
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct NormConfig {
+    /// Which norm.
+    pub kind: NormKind,
+    /// Added under the root.
+    pub eps: f64,
+}
+
+impl Default for NormConfig {
+    fn default() -> Self {
+        Self { kind: NormKind::Rms, eps: 1e-5 }
+    }
+}
+
+/// A norm with its parameters: `weight`, and `bias` for the layer norm.
+#[derive(Debug, Clone)]
+pub struct Norm {
+    config: NormConfig,
+    weight: Tensor,
+    bias: Option<Tensor>,
+}
+
+impl Norm {
+    /// Over `features` features.
+    ///
+    /// # Errors
+    /// If a parameter is missing or has another shape.
+    pub fn new(features: usize, config: NormConfig, vb: &VarBuilder) -> Result<Self> {
+        let weight = vb.get_f32(features, "weight", Init::ONES)?;
+        let bias =
+            (config.kind == NormKind::Layer).then(|| vb.get_f32(features, "bias", Init::ZEROS)).transpose()?;
+        Ok(Self { config, weight, bias })
+    }
+
+    /// (..., features) -> (..., features).
+    ///
+    /// # Errors
+    /// If the last dimension differs.
+    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        match self.config.kind {
+            NormKind::Rms => rms_norm(x, Some(&self.weight), self.config.eps, self.weight.elem_count()),
+            NormKind::Layer => layer_norm(x, Some(&self.weight), self.bias.as_ref(), self.config.eps),
+        }
+    }
+}
+
+/// The gated norm of Mamba-2: `norm(y · silu(z))`, or `norm(y) · silu(z)`, over groups of features.
+#[derive(Debug, Clone)]
+pub struct GatedRmsNorm {
+    weight: Tensor,
+    eps: f64,
+    group: usize,
+    norm_before_gate: bool,
+}
+
+impl GatedRmsNorm {
+    /// Over `features` features in groups of `group`.
+    ///
+    /// # Errors
+    /// If the weight is missing or has another shape.
+    pub fn new(
+        features: usize,
+        group: usize,
+        eps: f64,
+        norm_before_gate: bool,
+        vb: &VarBuilder,
+    ) -> Result<Self> {
+        let weight = vb.get_f32(features, "weight", Init::ONES)?;
+        Ok(Self { weight, eps, group, norm_before_gate })
+    }
+
+    /// `y`, `z` and the result: (..., features).
+    ///
+    /// # Errors
+    /// If shapes disagree.
+    pub fn forward(&self, y: &Tensor, z: &Tensor) -> Result<Tensor> {
+        gated_rms_norm(y, z, Some(&self.weight), self.eps, self.group, self.norm_before_gate)
+    }
+}

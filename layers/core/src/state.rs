@@ -1,0 +1,361 @@
+//! What a layer remembers between calls: named tensors, one row a sequence.
+
+use std::collections::BTreeMap;
+
+use candle_core::{DType, Device, Result, Shape, Tensor, bail};
+
+/// How an entry of a [`State`] grows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum StateKind {
+    /// The same size at any length: convolution windows, SSM matrices.
+    Recurrent,
+    /// One slot a token along dimension 1, (b, capacity, ...); `limit` is the most tokens that are ever read back
+    /// (a sliding window), if any.
+    Cache {
+        /// Slots that matter, at the most.
+        limit: Option<usize>,
+    },
+}
+
+#[derive(Debug, Clone)]
+struct Entry {
+    name: &'static str,
+    kind: StateKind,
+    tensor: Tensor,
+}
+
+/// The memory of one layer for a batch of sequences.
+///
+/// Tensors are updated in place by `step`; [`State::fork`] copies them.
+#[derive(Debug, Clone)]
+pub struct State {
+    layer: &'static str,
+    seen: Vec<usize>,
+    entries: Vec<Entry>,
+}
+
+impl State {
+    /// An empty state of `batch` sequences for a layer of this kind.
+    pub fn new(layer: &'static str, batch: usize) -> Self {
+        Self { layer, seen: vec![0; batch], entries: Vec::new() }
+    }
+
+    /// Adds an entry of zeros, `shape` including the batch. A cache starts with the capacity in `shape`.
+    ///
+    /// # Errors
+    /// If memory cannot be had.
+    pub fn with_zeros(
+        mut self,
+        name: &'static str,
+        kind: StateKind,
+        shape: impl Into<Shape>,
+        dtype: DType,
+        device: &Device,
+    ) -> Result<Self> {
+        let tensor = Tensor::zeros(shape, dtype, device)?;
+        self.entries.push(Entry { name, kind, tensor });
+        Ok(self)
+    }
+
+    /// Number of sequences.
+    pub fn batch(&self) -> usize {
+        self.seen.len()
+    }
+
+    /// Tokens seen by each sequence.
+    pub fn seen(&self) -> &[usize] {
+        &self.seen
+    }
+
+    /// Counts `lengths[row]` further tokens. Call it last in a forward pass, when nothing can fail any more.
+    pub fn advance(&mut self, lengths: &[usize]) {
+        for (seen, len) in self.seen.iter_mut().zip(lengths) {
+            *seen += len;
+        }
+    }
+
+    /// Refuses a state of another layer or batch size.
+    ///
+    /// # Errors
+    /// If `layer` or `batch` differs.
+    pub fn expect(&self, layer: &str, batch: usize) -> Result<()> {
+        if self.layer != layer {
+            bail!("{layer}: the state belongs to a layer of kind {}", self.layer);
+        }
+        if self.batch() != batch {
+            bail!("{layer}: the state has {} sequences, the input {batch}", self.batch());
+        }
+        Ok(())
+    }
+
+    /// The tensor of this name.
+    ///
+    /// # Errors
+    /// If there is none.
+    pub fn get(&self, name: &str) -> Result<&Tensor> {
+        match self.entries.iter().find(|e| e.name == name) {
+            Some(entry) => Ok(&entry.tensor),
+            None => bail!("{}: the state has no tensor named {name}", self.layer),
+        }
+    }
+
+    /// Replaces the tensor of this name; a recurrent one keeps its shape.
+    ///
+    /// # Errors
+    /// If there is none, or the shape of a recurrent entry changes.
+    pub fn set(&mut self, name: &str, tensor: Tensor) -> Result<()> {
+        let layer = self.layer;
+        let Some(entry) = self.entries.iter_mut().find(|e| e.name == name) else {
+            bail!("{layer}: the state has no tensor named {name}")
+        };
+        if entry.kind == StateKind::Recurrent && entry.tensor.dims() != tensor.dims() {
+            bail!("{layer}: state {name} has shape {:?}, got {:?}", entry.tensor.dims(), tensor.dims());
+        }
+        entry.tensor = tensor;
+        Ok(())
+    }
+
+    /// Appends `lengths[row]` tokens to a cache, growing it by doubling.
+    ///
+    /// `tokens` is (b, l, ...) with equal lengths, or (1, Σ lengths, ...) packed. Tracked tensors are concatenated, so
+    /// that gradients flow; others are written in place.
+    ///
+    /// # Errors
+    /// If shapes disagree or memory cannot be had.
+    pub fn append(&mut self, name: &str, tokens: &Tensor, lengths: &[usize]) -> Result<()> {
+        let most = self.seen.iter().zip(lengths).map(|(s, l)| s + l).max().unwrap_or(0);
+        let cache = self.get(name)?;
+        let (capacity, dims) = (cache.dim(1)?, cache.dims().to_vec());
+        if tokens.track_op() || cache.track_op() {
+            let grown = self.concatenate(cache, tokens, lengths, most)?;
+            return self.set(name, grown);
+        }
+        if most > capacity {
+            let mut shape = dims;
+            shape[1] = most.max(2 * capacity).max(16);
+            let grown = Tensor::zeros(shape, cache.dtype(), cache.device())?;
+            if capacity > 0 {
+                grown.slice_set(cache, 1, 0)?;
+            }
+            self.set(name, grown)?;
+        }
+        let cache = self.get(name)?;
+        let tokens = tokens.to_dtype(cache.dtype())?.contiguous()?;
+        let uniform = tokens.dim(0)? == self.batch() && self.seen.windows(2).all(|w| w[0] == w[1]);
+        if uniform {
+            return if tokens.dim(1)? == 0 { Ok(()) } else { cache.slice_set(&tokens, 1, self.seen[0]) };
+        }
+        let mut start = 0;
+        for (row, &len) in lengths.iter().enumerate() {
+            if len > 0 {
+                let piece = if tokens.dim(0)? == self.batch() {
+                    tokens.narrow(0, row, 1)?
+                } else {
+                    tokens.narrow(1, start, len)?
+                };
+                cache.narrow(0, row, 1)?.slice_set(&piece.contiguous()?, 1, self.seen[row])?;
+            }
+            start += len;
+        }
+        Ok(())
+    }
+
+    /// The cache with `tokens` behind each row's valid part, padded to `most` slots.
+    fn concatenate(&self, cache: &Tensor, tokens: &Tensor, lengths: &[usize], most: usize) -> Result<Tensor> {
+        let packed = tokens.dim(0)? != self.batch();
+        let (mut rows, mut start) = (Vec::new(), 0);
+        for (row, (&seen, &len)) in self.seen.iter().zip(lengths).enumerate() {
+            let old = cache.narrow(0, row, 1)?.narrow(1, 0, seen)?;
+            let new =
+                if packed { tokens.narrow(1, start, len)? } else { tokens.narrow(0, row, 1)? };
+            let joined = Tensor::cat(&[&old.to_dtype(new.dtype())?, &new], 1)?;
+            rows.push(joined.pad_with_zeros(1, 0, most - seen - len)?);
+            start += len;
+        }
+        Tensor::cat(&rows, 0)
+    }
+
+    /// A copy that no later step of this state touches.
+    ///
+    /// # Errors
+    /// If memory cannot be had.
+    pub fn fork(&self) -> Result<Self> {
+        let mut fork = self.clone();
+        for entry in &mut fork.entries {
+            entry.tensor = entry.tensor.copy()?;
+        }
+        Ok(fork)
+    }
+
+    /// The same state, cut off from the autograd graph (truncated back-propagation through time).
+    pub fn detach(&self) -> Self {
+        let mut state = self.clone();
+        for entry in &mut state.entries {
+            entry.tensor = entry.tensor.detach();
+        }
+        state
+    }
+
+    /// Forgets all but the first `len` tokens of each sequence.
+    ///
+    /// # Errors
+    /// If a sequence is longer than that and the state holds a recurrent part: a recurrence cannot be undone. Fork the
+    /// state before going on from it.
+    pub fn truncate(&mut self, len: usize) -> Result<()> {
+        let cut = self.seen.iter().any(|&s| s > len);
+        if cut && self.entries.iter().any(|e| e.kind == StateKind::Recurrent) {
+            bail!(
+                "{}: cannot truncate a recurrent state from {:?} to {len} tokens; fork it before going on",
+                self.layer,
+                self.seen
+            );
+        }
+        for seen in &mut self.seen {
+            *seen = len.min(*seen);
+        }
+        Ok(())
+    }
+
+    /// Bytes held by this state after `seqlen` tokens a sequence: the allocated capacity of caches is not counted.
+    pub fn size_bytes(&self, seqlen: usize) -> u64 {
+        self.entries.iter().map(|e| e.size_bytes(seqlen)).sum()
+    }
+
+    /// Every tensor by name, caches cut to the longest row, with `seen` (b, u32) beside them: what a state file holds.
+    ///
+    /// # Errors
+    /// If a copy cannot be made.
+    pub fn tensors(&self) -> Result<BTreeMap<String, Tensor>> {
+        let most = self.seen.iter().copied().max().unwrap_or(0);
+        let mut all = BTreeMap::new();
+        for entry in &self.entries {
+            let tensor = match entry.kind {
+                StateKind::Recurrent => entry.tensor.clone(),
+                StateKind::Cache { .. } => entry.tensor.narrow(1, 0, most)?,
+            };
+            all.insert(entry.name.to_string(), tensor.contiguous()?);
+        }
+        let seen: Vec<i64> = self.seen.iter().map(|&s| s as i64).collect();
+        all.insert("seen".into(), Tensor::new(seen, &Device::Cpu)?);
+        Ok(all)
+    }
+
+    /// Takes over tensors that [`State::tensors`] gave. `self` is a new state of the same layer and batch size; it is
+    /// unchanged if anything is missing or of another shape.
+    ///
+    /// # Errors
+    /// If a tensor is missing, left over, or of another shape or batch size.
+    pub fn load(&mut self, mut tensors: BTreeMap<String, Tensor>) -> Result<()> {
+        let mut loaded = self.clone();
+        let Some(seen) = tensors.remove("seen") else { bail!("{}: no tensor named seen", self.layer) };
+        let seen = seen.to_dtype(DType::I64)?.to_vec1::<i64>()?;
+        if seen.len() != self.batch() || seen.iter().any(|&s| s < 0) {
+            bail!("{}: seen has {} rows, expected {}", self.layer, seen.len(), self.batch());
+        }
+        loaded.seen = seen.into_iter().map(|s| s as usize).collect();
+        let most = loaded.seen.iter().copied().max().unwrap_or(0);
+        for entry in &mut loaded.entries {
+            let Some(tensor) = tensors.remove(entry.name) else {
+                bail!("{}: no tensor named {}", self.layer, entry.name)
+            };
+            let mut expected = entry.tensor.dims().to_vec();
+            if entry.kind != StateKind::Recurrent {
+                expected[1] = most;
+            }
+            if tensor.dims() != expected {
+                bail!("{}: {} has shape {:?}, expected {expected:?}", self.layer, entry.name, tensor.dims());
+            }
+            entry.tensor = tensor.to_device(entry.tensor.device())?.to_dtype(entry.tensor.dtype())?.copy()?;
+        }
+        if let Some(name) = tensors.keys().next() {
+            bail!("{}: unexpected tensor {name}: the state belongs to another layer", self.layer);
+        }
+        *self = loaded;
+        Ok(())
+    }
+}
+
+impl Entry {
+    fn size_bytes(&self, seqlen: usize) -> u64 {
+        let size = self.tensor.dtype().size_in_bytes() as u64;
+        match self.kind {
+            StateKind::Recurrent => self.tensor.elem_count() as u64 * size,
+            StateKind::Cache { limit } => {
+                let slots = limit.map_or(seqlen, |w| w.min(seqlen)) as u64;
+                let dims = self.tensor.dims();
+                let slot: usize = dims[0] * dims[2..].iter().product::<usize>();
+                slots * slot as u64 * size
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn cache(batch: usize) -> Result<State> {
+        State::new("test", batch).with_zeros(
+            "k",
+            StateKind::Cache { limit: None },
+            (batch, 0, 2),
+            DType::F32,
+            &Device::Cpu,
+        )
+    }
+
+    fn tokens(b: usize, l: usize) -> Tensor {
+        Tensor::arange(0f32, (b * l * 2) as f32, &Device::Cpu).unwrap().reshape((b, l, 2)).unwrap()
+    }
+
+    #[test]
+    fn ragged_rows_append_behind_their_own_end() -> Result<()> {
+        let mut state = cache(2)?;
+        state.append("k", &tokens(1, 5), &[2, 3])?;
+        state.advance(&[2, 3]);
+        state.append("k", &tokens(2, 1), &[1, 1])?;
+        state.advance(&[1, 1]);
+        let k = state.get("k")?;
+        assert_eq!(k.narrow(0, 0, 1)?.narrow(1, 0, 3)?.flatten_all()?.to_vec1::<f32>()?, [0., 1., 2., 3., 0., 1.]);
+        assert_eq!(k.narrow(0, 1, 1)?.narrow(1, 3, 1)?.flatten_all()?.to_vec1::<f32>()?, [2., 3.]);
+        assert_eq!(state.seen(), [3, 4]);
+        Ok(())
+    }
+
+    #[test]
+    fn a_fork_is_not_touched_by_the_original() -> Result<()> {
+        let mut state = cache(1)?;
+        state.append("k", &tokens(1, 3), &[3])?;
+        state.advance(&[3]);
+        let fork = state.fork()?;
+        state.truncate(1)?;
+        state.append("k", &tokens(1, 1).affine(0.0, 9.0)?, &[1])?;
+        assert_eq!(fork.get("k")?.narrow(1, 0, 3)?.flatten_all()?.to_vec1::<f32>()?, [0., 1., 2., 3., 4., 5.]);
+        Ok(())
+    }
+
+    #[test]
+    fn tensors_round_trip_and_strangers_are_refused() -> Result<()> {
+        let mut state = cache(2)?;
+        state.append("k", &tokens(2, 3), &[3, 3])?;
+        state.advance(&[3, 3]);
+        let saved = state.tensors()?;
+        let mut other = cache(2)?;
+        other.load(saved.clone())?;
+        assert_eq!(other.seen(), [3, 3]);
+        assert!(cache(3)?.load(saved.clone()).is_err());
+        let mut extra = saved;
+        extra.insert("x".into(), tokens(1, 1));
+        assert!(cache(2)?.load(extra).is_err());
+        Ok(())
+    }
+
+    #[test]
+    fn a_recurrent_state_is_not_truncated() -> Result<()> {
+        let mut state =
+            State::new("test", 1).with_zeros("h", StateKind::Recurrent, (1, 4), DType::F32, &Device::Cpu)?;
+        state.advance(&[3]);
+        assert!(state.truncate(2).is_err());
+        state.truncate(3)
+    }
+}

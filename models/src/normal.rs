@@ -1,0 +1,103 @@
+//! The normal form: what every blueprint and every checkpoint configuration becomes before it is built.
+//!
+//! ```text
+//! model  = embedding · layers · final norm · head
+//! layer  = stages, one after the other
+//! stage  = x ← x + merge over branches of  m_out · post(mixer(m_in · pre(x)))
+//! ```
+//! A Mamba layer is one stage of one branch; attention followed by an MLP two stages; parallel attention and Mamba one
+//! stage of two branches. `path` and the norm paths are the parameters' names below `backbone.layers.N`.
+
+use std::sync::Arc;
+
+use semisep_core::{MixerConfig, NormConfig};
+
+/// A whole language model.
+#[derive(Debug, Clone)]
+pub struct Architecture {
+    /// Its name.
+    pub name: String,
+    /// What is not a layer.
+    pub model: ModelConfig,
+    /// The layers, in order.
+    pub layers: Vec<Layer>,
+}
+
+/// Embedding, head, norms and scales of a model.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ModelConfig {
+    /// Residual width.
+    pub d_model: usize,
+    /// Tokens that exist.
+    pub vocab_size: usize,
+    /// The embedding has `vocab_size` rows rounded up to a multiple of this.
+    pub pad_vocab_size_multiple: usize,
+    /// Whether the head is the embedding.
+    pub tie_embeddings: bool,
+    /// Kind and eps of the norms of layers and of the final norm.
+    pub norm: NormConfig,
+    /// Whether the residual stream is f32 in a half-precision model.
+    pub residual_in_fp32: bool,
+    /// Factor on the embedding.
+    pub embedding_multiplier: f64,
+    /// Factor on the logits.
+    pub logits_multiplier: f64,
+    /// `cap · tanh(logits / cap)`.
+    pub logits_soft_cap: Option<f64>,
+}
+
+impl ModelConfig {
+    /// Rows of the embedding.
+    pub fn padded_vocab(&self) -> usize {
+        self.vocab_size.next_multiple_of(self.pad_vocab_size_multiple.max(1))
+    }
+}
+
+/// One layer of the stack.
+#[derive(Debug, Clone)]
+pub struct Layer {
+    /// The block of the blueprint that it comes from.
+    pub block: String,
+    /// Its stages, in order.
+    pub stages: Vec<Stage>,
+    /// Layers with the same id hold the same parameters (stored once, under the first of them), each its own state.
+    pub share: Option<String>,
+}
+
+/// One residual step.
+#[derive(Debug, Clone)]
+pub struct Stage {
+    /// At least one; several run in parallel on the same input.
+    pub branches: Vec<Branch>,
+    /// How parallel branches are joined.
+    pub merge: Merge,
+}
+
+/// How the outputs of parallel branches become one.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub enum Merge {
+    /// Their sum.
+    #[default]
+    Sum,
+    /// Their mean.
+    Mean,
+    /// Their sum times a factor.
+    Scaled(f64),
+}
+
+/// One mixer with its norms and scales.
+#[derive(Debug, Clone)]
+pub struct Branch {
+    /// The mixer.
+    pub mixer: Arc<dyn MixerConfig>,
+    /// Where its parameters are, below the layer: `mixer`, `mlp`.
+    pub path: String,
+    /// Norm before the mixer, by its path below the layer: `norm`, `norm2`. Branches of a stage may name the same.
+    pub pre_norm: Option<String>,
+    /// Norm after the mixer, by its path below the layer.
+    pub post_norm: Option<String>,
+    /// Factor on the mixer's input (after the norm).
+    pub input_multiplier: f64,
+    /// Factor on the mixer's output (after the post-norm).
+    pub output_multiplier: f64,
+}
