@@ -10,6 +10,7 @@
 //!
 //! Letters: b batch, l length, d channels, e inner width, h heads, p head dimension, n state, g groups, k taps.
 
+pub mod causal_conv1d;
 mod gate;
 mod host;
 mod linear;
@@ -18,6 +19,7 @@ mod segments;
 mod simd;
 mod tape;
 
+pub use causal_conv1d::{CausalConv1d, causal_conv1d, causal_conv1d_update};
 pub use gate::{Activation, activation, gated_activation};
 pub use host::state_dtype;
 pub use linear::linear;
