@@ -10,17 +10,21 @@
 //!
 //! Letters: b batch, l length, d channels, e inner width, h heads, p head dimension, n state, g groups, k taps.
 
+mod attention;
 pub mod causal_conv1d;
 mod gate;
 mod host;
 mod linear;
 mod norm;
+mod rotary;
 mod segments;
 mod simd;
 mod tape;
 
+pub use attention::{Attention, attention, attention_naive};
 pub use causal_conv1d::{CausalConv1d, causal_conv1d, causal_conv1d_update};
 pub use gate::{Activation, activation, gated_activation};
 pub use host::state_dtype;
 pub use linear::linear;
 pub use norm::{gated_rms_norm, layer_norm, rms_norm};
+pub use rotary::{RotaryLayout, rotary};

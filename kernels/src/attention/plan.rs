@@ -1,0 +1,148 @@
+//! Checked arguments, and which query sees which key.
+
+use std::ops::Range;
+
+use candle_core::{Result, Tensor, bail};
+
+use super::Attention;
+use crate::segments::segments;
+
+/// One sequence: its queries in q and its keys in k and v.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Sequence {
+    pub(super) q_row: usize,
+    pub(super) q_start: usize,
+    pub(super) lq: usize,
+    pub(super) k_row: usize,
+    pub(super) k_start: usize,
+    pub(super) lk: usize,
+}
+
+/// What to compute, without the data.
+#[derive(Debug, Clone)]
+pub(super) struct Plan {
+    pub(super) sequences: Vec<Sequence>,
+    /// Rows and positions of the query tensor.
+    pub(super) b: usize,
+    pub(super) lq: usize,
+    /// Query heads and those that share a key head.
+    pub(super) h: usize,
+    pub(super) group: usize,
+    pub(super) p: usize,
+    pub(super) pv: usize,
+    pub(super) causal: bool,
+    pub(super) window: Option<usize>,
+    pub(super) softcap: Option<f64>,
+    pub(super) scale: f64,
+}
+
+impl Plan {
+    pub(super) fn new(args: &Attention) -> Result<Self> {
+        let (b, lq, h, p) = dims(args.q, "q")?;
+        let (k_rows, lk, h_kv, k_p) = dims(args.k, "k")?;
+        let (v_rows, v_lk, v_heads, pv) = dims(args.v, "v")?;
+        check_tensors(args)?;
+        if k_p != p || p == 0 {
+            bail!("attention: q has heads of {p}, k of {k_p}: expected the same, at least 1");
+        }
+        if (v_rows, v_lk, v_heads) != (k_rows, lk, h_kv) {
+            bail!("attention: v has shape {:?}, expected ({k_rows}, {lk}, {h_kv}, ..), as k", args.v.shape());
+        }
+        if h_kv == 0 || !h.is_multiple_of(h_kv) {
+            bail!("attention: k has {h_kv} heads, expected a divisor of q's {h}");
+        }
+        if args.window == Some(0) {
+            bail!("attention: window is 0, expected at least 1 (the query's own position)");
+        }
+        if args.softcap.is_some_and(|c| !(c.is_finite() && c > 0.0)) {
+            bail!("attention: softcap is {:?}, expected a positive number", args.softcap);
+        }
+        let scale = args.scale.unwrap_or(1.0 / (p as f64).sqrt());
+        if !scale.is_finite() {
+            bail!("attention: scale is {scale}, expected a finite number");
+        }
+        Ok(Self {
+            sequences: sequences(args, (b, lq), (k_rows, lk))?,
+            b,
+            lq,
+            h,
+            group: h / h_kv,
+            p,
+            pv,
+            causal: args.causal,
+            window: args.window,
+            softcap: args.softcap,
+            scale,
+        })
+    }
+
+    /// Keys that query `i` of a sequence sees.
+    pub(super) fn keys(&self, s: &Sequence, i: usize) -> Range<usize> {
+        // The query's position plus one, and never negative: lq > lk is legal without causality.
+        let end = (s.lk + i + 1).saturating_sub(s.lq);
+        let first = self.window.map_or(0, |w| end.saturating_sub(w));
+        first..if self.causal { end } else { s.lk }
+    }
+}
+
+fn dims(t: &Tensor, name: &str) -> Result<(usize, usize, usize, usize)> {
+    let &[b, l, h, p] = t.dims() else {
+        bail!("attention: {name} has shape {:?}, expected (batch, length, heads, head dimension)", t.shape())
+    };
+    Ok((b, l, h, p))
+}
+
+fn check_tensors(args: &Attention) -> Result<()> {
+    for (t, name) in [(args.q, "q"), (args.k, "k"), (args.v, "v")] {
+        if !t.dtype().is_float() || t.dtype() != args.q.dtype() {
+            bail!("attention: {name} is {:?}, expected q's {:?}, a float", t.dtype(), args.q.dtype());
+        }
+        if !t.device().is_cpu() {
+            bail!("attention: {name} is on {:?}: there is no CUDA path yet, only the CPU's", t.device());
+        }
+    }
+    Ok(())
+}
+
+fn sequences(
+    args: &Attention,
+    (b, lq): (usize, usize),
+    (k_rows, lk): (usize, usize),
+) -> Result<Vec<Sequence>> {
+    let packed = args.cu_seqlens.is_some();
+    let pieces = segments("attention", b, lq, args.cu_seqlens)?;
+    match args.kv_lens {
+        Some(lens) if lens.len() != pieces.len() || k_rows != pieces.len() => bail!(
+            "attention: {} sequences, {} kv_lens, {k_rows} cache rows: expected as many of each",
+            pieces.len(),
+            lens.len()
+        ),
+        None if k_rows != b || (packed && lk != lq) => bail!(
+            "attention: k has shape {:?}, expected {b} rows{} as q",
+            args.k.shape(),
+            if packed { format!(" of {lq}") } else { String::new() }
+        ),
+        _ => {}
+    }
+    let mut result = Vec::with_capacity(pieces.len());
+    for (n, piece) in pieces.iter().enumerate() {
+        let (q_row, q_start) = if packed { (0, piece.start) } else { (n, 0) };
+        let (k_row, k_start, len) = match args.kv_lens {
+            Some(lens) => (n, 0, lens[n]),
+            None if packed => (0, piece.start, piece.len),
+            None => (n, 0, lk),
+        };
+        if len > lk {
+            bail!("attention: kv_lens[{n}] is {len}, but the cache has capacity {lk}");
+        }
+        if args.causal && piece.len > len {
+            bail!(
+                "attention: sequence {n} has {} queries and {len} keys: causal queries are the last positions of \
+                 their keys",
+                piece.len
+            );
+        }
+        result.push(Sequence { q_row, q_start, lq: piece.len, k_row, k_start, lk: len });
+    }
+    Ok(result)
+}
