@@ -16,13 +16,16 @@
 //!
 //! Source: Gu & Dao 2023 (Mamba), section 3.4; layout of the states as in state-spaces/mamba.
 
+mod cpu;
 pub mod naive;
 mod update;
 
-use candle_core::{DType, Result, Tensor, bail};
+use candle_core::{DType, Result, Shape, Storage, Tensor, bail};
 
-use crate::host::state_dtype;
+use crate::host::{self, state_dtype};
 use crate::segments::{Segment, segments};
+use crate::simd::Real;
+use crate::tape;
 
 pub use update::causal_conv1d_update;
 
@@ -54,23 +57,43 @@ pub struct CausalConv1d<'a> {
 /// # Errors
 /// If shapes, dtypes or sequence boundaries do not fit each other, or the device has no such kernel.
 pub fn causal_conv1d(args: CausalConv1d) -> Result<(Tensor, Tensor)> {
-    Problem::new(&args)?;
-    naive::causal_conv1d(args)
+    let p = Problem::new(&args)?;
+    let data = if args.x.device().is_cpu() { p.state } else { args.x.dtype() };
+    let x = rows_apart(&args.x.to_dtype(data)?)?;
+    let weight = args.weight.to_dtype(p.state)?.contiguous()?;
+    let bias = args.bias.map(|b| b.to_dtype(p.state)?.contiguous()).transpose()?;
+    let initial = args.initial_state.map(Tensor::contiguous).transpose()?;
+    let shapes = [Shape::from((p.b, p.l, p.d)), Shape::from((p.segments.len(), p.d, p.k - 1))];
+    let conv = Conv { p, silu: args.silu };
+    let inputs = [Some(&x), Some(&weight), bias.as_ref(), initial.as_ref()];
+    let outputs = conv.forward(&inputs)?.into_iter().zip(shapes).collect();
+    match &tape::record(conv, &inputs, outputs)?[..] {
+        [y, state] => Ok((y.to_dtype(args.x.dtype())?, state.clone())),
+        other => bail!("{OP}: {} outputs", other.len()),
+    }
+}
+
+/// The tensor with its last dimension dense; rows may lie apart.
+fn rows_apart(x: &Tensor) -> Result<Tensor> {
+    match x.stride() {
+        [_, _, 1] => Ok(x.clone()),
+        _ => x.contiguous(),
+    }
 }
 
 /// Checked sizes of a call.
-pub(crate) struct Problem {
-    pub(crate) b: usize,
-    pub(crate) l: usize,
-    pub(crate) d: usize,
-    pub(crate) k: usize,
-    pub(crate) segments: Vec<Segment>,
+struct Problem {
+    b: usize,
+    l: usize,
+    d: usize,
+    k: usize,
+    segments: Vec<Segment>,
     /// dtype of states, weights and accumulators.
-    pub(crate) state: DType,
+    state: DType,
 }
 
 impl Problem {
-    pub(crate) fn new(args: &CausalConv1d) -> Result<Self> {
+    fn new(args: &CausalConv1d) -> Result<Self> {
         let Ok((b, l, d)) = args.x.dims3() else {
             bail!("{OP}: x has shape {:?}, expected (b, l, d)", args.x.dims());
         };
@@ -81,6 +104,91 @@ impl Problem {
             check_state(OP, "initial_state", s, (segments.len(), d, k - 1), state)?;
         }
         Ok(Self { b, l, d, k, segments, state })
+    }
+}
+
+/// x (b, l, d) with dense channels, weight (d, k), bias (d), initial state (sequences, d, k-1).
+type Inputs<'a> = [Option<&'a Tensor>];
+
+/// The operator as it stands in the graph.
+struct Conv {
+    p: Problem,
+    silu: bool,
+}
+
+impl Conv {
+    /// y and the final state.
+    fn forward(&self, inputs: &Inputs) -> Result<[Storage; 2]> {
+        let [Some(x), ..] = inputs else { bail!("{OP}: no x") };
+        match (x.device(), x.dtype()) {
+            (candle_core::Device::Cpu, DType::F64) => self.cpu_forward::<f64>(inputs),
+            (candle_core::Device::Cpu, _) => self.cpu_forward::<f32>(inputs),
+            (device, _) => bail!("{OP}: no kernel for {:?} in this build", device.location()),
+        }
+    }
+
+    fn cpu_forward<T: Real>(&self, inputs: &Inputs) -> Result<[Storage; 2]> {
+        self.on_slices(inputs, |conv| {
+            let (y, state) = conv.forward();
+            Ok([y, state].map(host::storage::<T>))
+        })
+    }
+
+    fn cpu_backward<T: Real>(
+        &self,
+        inputs: &Inputs,
+        grads: [Option<&Tensor>; 2],
+    ) -> Result<Vec<Option<Tensor>>> {
+        let Problem { b, l, d, k, ref segments, .. } = self.p;
+        let grads = grads.map(|g| g.map(Tensor::storage_and_layout));
+        let [dy, dfinal] =
+            [&grads[0], &grads[1]].map(|g| g.as_ref().map(|(s, l)| host::slice::<T>(s, l)).transpose());
+        let (Some(dy), dfinal) = (dy?, dfinal?) else { bail!("{OP}: no gradient of y") };
+        self.on_slices(inputs, |conv| {
+            let g = conv.backward(dy, dfinal);
+            let initial = g.initial.map(|g| host::tensor(g, (segments.len(), d, k - 1)));
+            let bias = inputs[2].map(|_| host::tensor(g.bias, d));
+            Ok(vec![Some(host::tensor(g.x, (b, l, d))), Some(host::tensor(g.weight, (d, k))), bias, initial])
+        })
+    }
+
+    /// Calls `f` with the inputs as slices.
+    fn on_slices<T: Real, R>(&self, inputs: &Inputs, f: impl FnOnce(cpu::Conv<T>) -> Result<R>) -> Result<R> {
+        let [Some(x), Some(weight), bias, initial] = inputs else { bail!("{OP}: {} inputs", inputs.len()) };
+        let (x, layout) = x.storage_and_layout();
+        let Storage::Cpu(x) = &*x else { bail!("{OP}: x is not on the CPU") };
+        let rows = cpu::Rows {
+            data: &x.as_slice::<T>()?[layout.start_offset()..],
+            batch_stride: layout.stride()[0],
+            row_stride: layout.stride()[1],
+        };
+        let (weight, wl) = weight.storage_and_layout();
+        let [bias, initial] = [bias, initial].map(|t| t.map(Tensor::storage_and_layout));
+        let bias = bias.as_ref().map(|(s, l)| host::slice(s, l)).transpose()?;
+        let initial = initial.as_ref().map(|(s, l)| host::slice(s, l)).transpose()?;
+        f(cpu::Conv::new(&self.p, self.silu, rows, host::slice(&weight, wl)?, bias, initial))
+    }
+}
+
+impl tape::Backward for Conv {
+    fn name(&self) -> &'static str {
+        OP
+    }
+
+    fn backward(
+        &self,
+        inputs: &[Option<Tensor>],
+        y: &Tensor,
+        grads: &[Option<Tensor>],
+    ) -> Result<Vec<Option<Tensor>>> {
+        let inputs: Vec<Option<&Tensor>> = inputs.iter().map(Option::as_ref).collect();
+        let [dy, dfinal] = grads else { bail!("{OP}: {} gradients", grads.len()) };
+        let grads = [dy.as_ref(), dfinal.as_ref()];
+        match (y.device(), y.dtype()) {
+            (candle_core::Device::Cpu, DType::F64) => self.cpu_backward::<f64>(&inputs, grads),
+            (candle_core::Device::Cpu, _) => self.cpu_backward::<f32>(&inputs, grads),
+            (device, _) => bail!("{OP}: no kernel for {:?} in this build", device.location()),
+        }
     }
 }
 
