@@ -1,5 +1,6 @@
 //! Golden op cases and comparisons, for the tests of every op.
 #![allow(dead_code, unreachable_pub, reason = "each test binary uses a part")]
+#![allow(clippy::unwrap_used, reason = "tests")]
 
 use std::collections::HashMap;
 use std::path::PathBuf;
