@@ -12,13 +12,16 @@
 
 mod attention;
 pub mod causal_conv1d;
+mod check;
 mod gate;
 mod host;
 mod linear;
 mod norm;
 mod rotary;
 mod segments;
+pub mod selective_scan;
 mod simd;
+pub mod ssd;
 mod tape;
 
 pub use attention::{Attention, attention, attention_naive};
@@ -28,3 +31,5 @@ pub use host::state_dtype;
 pub use linear::linear;
 pub use norm::{gated_rms_norm, layer_norm, rms_norm};
 pub use rotary::{RotaryLayout, rotary};
+pub use selective_scan::{SelectiveScan, SelectiveStateUpdate, selective_scan, selective_state_update};
+pub use ssd::{SsdChunkScan, SsdStateUpdate, ssd_chunk_scan, ssd_state_update};

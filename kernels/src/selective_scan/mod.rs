@@ -1,0 +1,60 @@
+//! Selective scan: the diagonal state-space recurrence whose step size, input and output maps depend on the token.
+//!
+//! ```text
+//! Δ_t = softplus(dt_t + dt_bias)                        (e)     bias and softplus optional
+//! h_t = exp(Δ_t A) ⊙ h_{t-1} + (Δ_t x_t) B_tᵀ           (e, n)  state
+//! y_t = (h_t C_t + D ⊙ x_t) ⊙ silu(z_t)                 (e)     skip and gate optional
+//! ```
+//! As a matrix mixer, channel by channel: `Y = M X`, `M[t,s] = C_tᵀ exp(A Σ_{s<r≤t} Δ_r) B_s Δ_s` for `s ≤ t`:
+//! n-semiseparable. Source: Gu and Dao 2023, "Mamba", algorithm 2.
+
+mod args;
+pub mod naive;
+
+pub use args::{SelectiveScan, SelectiveStateUpdate};
+use candle_core::{Result, Tensor, bail};
+
+use crate::host::state_dtype;
+
+const OP: &str = "selective_scan";
+const STEP: &str = "selective_state_update";
+
+/// The scan over whole sequences: outputs (b, l, e) in `x`'s dtype, and the states after the last tokens,
+/// (b or n_seq, e, n) in f32 (f64 for f64 data). Differentiable in every tensor, and in both states.
+///
+/// # Errors
+/// If a shape does not fit the others, `cu_seqlens` is not a partition of the length, or the data is not on the CPU.
+pub fn selective_scan(args: &SelectiveScan) -> Result<(Tensor, Tensor)> {
+    crate::check::on_cpu(OP, args.x.device())?;
+    naive::selective_scan(args)
+}
+
+/// One token: `state` (b, e, n) is advanced **in place**, and the output (b, e) returned in `x`'s dtype.
+/// Every tensor that shares `state`'s storage sees the change. Not differentiable: the graph ends here.
+///
+/// # Errors
+/// If a shape does not fit, or `state` is not a contiguous f32 (f64 for f64 data) tensor on the CPU.
+pub fn selective_state_update(state: &Tensor, args: &SelectiveStateUpdate) -> Result<Tensor> {
+    crate::check::on_cpu(STEP, state.device())?;
+    args.check(state)?;
+    if !state.is_contiguous() || state.dtype() != state_dtype(args.x.dtype()) {
+        bail!(
+            "{STEP}: the state is updated in place and must be contiguous {:?}",
+            state_dtype(args.x.dtype())
+        );
+    }
+    let (x, dt) = (args.x.detach().unsqueeze(1)?, args.dt.detach().unsqueeze(1)?);
+    let (b, c) = (args.b.detach().unsqueeze(1)?, args.c.detach().unsqueeze(1)?);
+    let z = args.z.map(|z| z.detach().unsqueeze(1)).transpose()?;
+    let scan = SelectiveScan {
+        d: args.d,
+        dt_bias: args.dt_bias,
+        z: z.as_ref(),
+        dt_softplus: args.dt_softplus,
+        initial_state: Some(state),
+        ..SelectiveScan::new(&x, &dt, args.a, &b, &c)
+    };
+    let (y, next) = naive::selective_scan(&scan)?;
+    state.slice_set(&next.detach(), 0, 0)?;
+    y.detach().squeeze(1)
+}
