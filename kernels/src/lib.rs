@@ -10,7 +10,7 @@
 //!
 //! Letters: b batch, l length, d channels, e inner width, h heads, p head dimension, n state, g groups, k taps.
 
-mod attention;
+pub mod attention;
 pub mod causal_conv1d;
 mod check;
 mod gate;
@@ -24,7 +24,7 @@ mod simd;
 pub mod ssd;
 mod tape;
 
-pub use attention::{Attention, attention, attention_naive};
+pub use attention::{Attention, attention};
 pub use causal_conv1d::{CausalConv1d, causal_conv1d, causal_conv1d_update};
 pub use gate::{Activation, activation, gated_activation};
 pub use host::state_dtype;

@@ -9,7 +9,7 @@ use super::{Attention, plan};
 ///
 /// # Errors
 /// As [`super::attention`].
-pub fn attention_naive(args: &Attention) -> Result<Tensor> {
+pub fn attention(args: &Attention) -> Result<Tensor> {
     let plan = plan::Plan::new(args)?;
     let dtype = args.q.dtype();
     let compute = crate::state_dtype(dtype);

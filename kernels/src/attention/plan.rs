@@ -48,6 +48,9 @@ impl Plan {
         if (v_rows, v_lk, v_heads) != (k_rows, lk, h_kv) {
             bail!("attention: v has shape {:?}, expected ({k_rows}, {lk}, {h_kv}, ..), as k", args.v.shape());
         }
+        if pv == 0 {
+            bail!("attention: v has heads of 0, expected at least 1");
+        }
         if h_kv == 0 || !h.is_multiple_of(h_kv) {
             bail!("attention: k has {h_kv} heads, expected a divisor of q's {h}");
         }
@@ -76,12 +79,25 @@ impl Plan {
         })
     }
 
+    /// Row of the output, as (b · lq · h, pv), for query `i` of a sequence and the first query head of key head `g`.
+    pub(super) fn row(&self, s: &Sequence, i: usize, g: usize) -> usize {
+        (s.q_row * self.lq + s.q_start + i) * self.h + g * self.group
+    }
+
     /// Keys that query `i` of a sequence sees.
     pub(super) fn keys(&self, s: &Sequence, i: usize) -> Range<usize> {
         // The query's position plus one, and never negative: lq > lk is legal without causality.
         let end = (s.lk + i + 1).saturating_sub(s.lq);
         let first = self.window.map_or(0, |w| end.saturating_sub(w));
         first..if self.causal { end } else { s.lk }
+    }
+
+    /// Queries that see key `t` of a sequence: [`Plan::keys`] the other way round.
+    pub(super) fn queries(&self, s: &Sequence, t: usize) -> Range<usize> {
+        let own = t + s.lq; // less lk: the query at the key's position
+        let first = if self.causal { own.saturating_sub(s.lk) } else { 0 };
+        let end = self.window.map_or(s.lq, |w| own.saturating_add(w).saturating_sub(s.lk).min(s.lq));
+        first..end.max(first)
     }
 }
 
@@ -145,4 +161,46 @@ fn sequences(
         result.push(Sequence { q_row, q_start, lq: piece.len, k_row, k_start, lk: len });
     }
     Ok(result)
+}
+
+#[cfg(test)]
+mod tests {
+    use candle_core::{DType, Device};
+
+    use super::*;
+
+    #[test]
+    fn keys_and_queries_are_one_relation() -> Result<()> {
+        for (lq, lk) in [(5, 5), (3, 9), (1, 4), (4, 0), (7, 3)] {
+            for causal in [false, true] {
+                for window in [None, Some(1), Some(3), Some(100), Some(usize::MAX)] {
+                    if causal && lq > lk {
+                        continue;
+                    }
+                    let q = Tensor::zeros((1, lq, 1, 2), DType::F32, &Device::Cpu)?;
+                    let k = Tensor::zeros((1, lk, 1, 2), DType::F32, &Device::Cpu)?;
+                    let plan = Plan::new(&Attention { causal, window, ..Attention::new(&q, &k, &k) })?;
+                    let s = &plan.sequences[0];
+                    for i in 0..lq {
+                        for t in 0..lk {
+                            let distance = (lk as i64 - lq as i64 + i as i64) - t as i64;
+                            let seen = !(causal && distance < 0)
+                                && window.is_none_or(|w| distance < i64::try_from(w).unwrap_or(i64::MAX));
+                            assert_eq!(
+                                plan.keys(s, i).contains(&t),
+                                seen,
+                                "{lq} {lk} {causal} {window:?} {i} {t}"
+                            );
+                            assert_eq!(
+                                plan.queries(s, t).contains(&i),
+                                seen,
+                                "{lq} {lk} {causal} {window:?} {i} {t}"
+                            );
+                        }
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
 }
