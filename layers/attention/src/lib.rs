@@ -1,1 +1,228 @@
-//! The attention layer.
+//! Softmax attention (Vaswani et al. 2017) with grouped queries, rotary positions, window, soft cap and the short
+//! convolution of the Mamba-2 hybrids.
+//!
+//! ```text
+//! [q | k | v] = in_proj u           [q | k | v] ← conv([q | k | v])   depthwise, causal, no activation; if d_conv > 0
+//! q, k ← norm(q), norm(k)           q, k ← rotate(q), rotate(k)       if configured, in this order
+//! o_t = Σ_s softmax_s( cap · tanh(q_t · k_s · scale / cap) ) v_s      over t - window < s ≤ t
+//! out = out_proj o
+//! ```
+//! As a matrix mixer, head by head: the softmax rows themselves; of full rank, not semiseparable.
+//!
+//! | symbol | parameter | shape |
+//! |---|---|---|
+//! | input map | `in_proj.weight` (`.bias`) | (p (h + 2 h_kv), d), rows [q, k, v] |
+//! | conv | `conv1d.weight`, `conv1d.bias` | (p (h + 2 h_kv), 1, k), oldest tap first |
+//! | norms on q, k | `q_norm.weight`, `k_norm.weight` | (p) |
+//! | output map | `out_proj.weight` (`.bias`) | (d, h p) |
+//!
+//! Names and orders as in state-spaces/mamba `mha.py`. Its prefill keeps the convolved q, k, v as convolution state; here
+//! the state is the convolution's input, so that decoding equals the parallel form.
+
+mod config;
+mod matrix;
+
+use candle_core::{D, DType, Device, Result, Tensor};
+pub use config::{AttentionConfig, QkNorm};
+use semisep_core::{
+    Context, Cost, Init, Linear, Mixer, Mixing, Norm, NormConfig, NormKind, ParameterGroup, Rotary, State,
+    StateKind, VarBuilder,
+};
+use semisep_kernels::{
+    Attention as AttentionOp, CausalConv1d, attention, causal_conv1d, causal_conv1d_update, state_dtype,
+};
+
+const KIND: &str = "attention";
+
+/// The layer.
+pub struct Attention {
+    config: AttentionConfig,
+    d_model: usize,
+    heads: usize,
+    kv_heads: usize,
+    head_dim: usize,
+    in_proj: Linear,
+    conv: Option<(Tensor, Tensor)>, // weight (channels, k), bias (channels)
+    q_norm: Option<Norm>,
+    k_norm: Option<Norm>,
+    rotary: Option<Rotary>,
+    out_proj: Linear,
+    groups: Vec<ParameterGroup>,
+    dtype: DType,
+    cache_dtype: DType,
+    device: Device,
+}
+
+/// Queries, keys and values, (b, l, heads, p).
+struct Heads {
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+}
+
+impl Attention {
+    /// With the parameters of `vb`.
+    ///
+    /// # Errors
+    /// If a parameter is missing or has another shape.
+    pub fn new(d_model: usize, config: &AttentionConfig, vb: &VarBuilder) -> Result<Self> {
+        let (h, kv, p) = (config.n_heads, config.n_kv_heads(), config.head_dim(d_model));
+        let width = p * (h + 2 * kv);
+        let in_proj = Linear::new(d_model, width, config.qkv_bias, &vb.pp("in_proj"))?;
+        let conv = (config.d_conv > 0)
+            .then(|| -> Result<_> {
+                let (vb, k) = (vb.pp("conv1d"), config.d_conv);
+                let weight = vb.get_f32((width, 1, k), "weight", Init::linear(k))?.squeeze(1)?;
+                Ok((weight, vb.get_f32(width, "bias", Init::linear(k))?))
+            })
+            .transpose()?;
+        let norm = |name| {
+            let norm =
+                |c: &QkNorm| Norm::new(p, NormConfig { kind: NormKind::Rms, eps: c.eps }, &vb.pp(name));
+            config.qk_norm.as_ref().map(norm).transpose()
+        };
+        Ok(Self {
+            q_norm: norm("q_norm")?,
+            k_norm: norm("k_norm")?,
+            rotary: config.rope.as_ref().map(|r| Rotary::new(r, p, vb.device())).transpose()?,
+            out_proj: Linear::new(h * p, d_model, config.out_bias, &vb.pp("out_proj"))?,
+            groups: vb.groups(),
+            dtype: vb.dtype(),
+            cache_dtype: vb.activation_dtype(),
+            device: vb.device().clone(),
+            config: config.clone(),
+            d_model,
+            heads: h,
+            kv_heads: kv,
+            head_dim: p,
+            in_proj,
+            conv,
+        })
+    }
+
+    /// qkv (b, l, p (h + 2 h_kv)), convolved, -> heads with norms and positions applied.
+    fn split(&self, qkv: &Tensor, positions: &[usize], cu_seqlens: Option<&[usize]>) -> Result<Heads> {
+        let (b, l, _) = qkv.dims3()?;
+        let (h, kv, p) = (self.heads, self.kv_heads, self.head_dim);
+        let part = |start, heads: usize| qkv.narrow(D::Minus1, start, heads * p)?.reshape((b, l, heads, p));
+        let turn = |t: Tensor, norm: &Option<Norm>| {
+            let t = norm.as_ref().map_or(Ok(t.clone()), |n| n.forward(&t))?;
+            self.rotary.as_ref().map_or(Ok(t.clone()), |r| r.forward(&t, positions, cu_seqlens))
+        };
+        Ok(Heads {
+            q: turn(part(0, h)?, &self.q_norm)?,
+            k: turn(part(h * p, kv)?, &self.k_norm)?,
+            v: part((h + kv) * p, kv)?,
+        })
+    }
+
+    fn options<'a>(&'a self, heads: &'a Heads) -> AttentionOp<'a> {
+        AttentionOp {
+            causal: self.config.causal,
+            window: self.config.window,
+            softcap: self.config.softcap,
+            scale: self.config.scale,
+            ..AttentionOp::new(&heads.q, &heads.k, &heads.v)
+        }
+    }
+
+    fn convolve(&self, qkv: Tensor, ctx: &Context<'_>) -> Result<(Tensor, Option<Tensor>)> {
+        let Some((weight, bias)) = &self.conv else { return Ok((qkv, None)) };
+        let (out, last) = causal_conv1d(CausalConv1d {
+            x: &qkv,
+            weight,
+            bias: Some(bias),
+            silu: false,
+            initial_state: ctx.initial("conv")?.as_ref(),
+            cu_seqlens: ctx.cu_seqlens,
+        })?;
+        Ok((out, Some(last)))
+    }
+
+    /// Appends keys and values, attends to all of them, and advances the state.
+    fn attend_cached(
+        &self,
+        heads: &Heads,
+        state: &mut State,
+        lengths: &[usize],
+        cu_seqlens: Option<&[usize]>,
+    ) -> Result<Tensor> {
+        state.append("k", &heads.k, lengths)?;
+        state.append("v", &heads.v, lengths)?;
+        let kv_lens: Vec<usize> = state.seen().iter().zip(lengths).map(|(s, l)| s + l).collect();
+        let (k, v) = (state.get("k")?, state.get("v")?);
+        attention(&AttentionOp { k, v, cu_seqlens, kv_lens: Some(&kv_lens), ..self.options(heads) })
+    }
+}
+
+impl Mixer for Attention {
+    fn forward(&self, u: &Tensor, ctx: &mut Context<'_>) -> Result<Tensor> {
+        let (b, l, _) = u.dims3()?;
+        let lengths = ctx.expect(KIND, b, l)?;
+        let positions = ctx.state.as_ref().map_or_else(|| vec![0; lengths.len()], |s| s.seen().to_vec());
+        let (qkv, conv) = self.convolve(self.in_proj.forward(u)?, ctx)?;
+        let heads = self.split(&qkv, &positions, ctx.cu_seqlens)?;
+        let o = match ctx.state.as_deref_mut() {
+            Some(state) => self.attend_cached(&heads, state, &lengths, ctx.cu_seqlens)?,
+            None => attention(&AttentionOp { cu_seqlens: ctx.cu_seqlens, ..self.options(&heads) })?,
+        };
+        let out = self.out_proj.forward(&o.flatten_from(2)?)?;
+        let entries: Vec<(&str, Tensor)> = conv.into_iter().map(|c| ("conv", c)).collect();
+        ctx.leave(&entries, &lengths)?;
+        Ok(out)
+    }
+
+    fn step(&self, u: &Tensor, state: &mut State) -> Result<Tensor> {
+        let (b, _) = u.dims2()?;
+        state.expect(KIND, b)?;
+        let mut qkv = self.in_proj.forward(u)?;
+        if let Some((weight, bias)) = &self.conv {
+            qkv = causal_conv1d_update(state.get("conv")?, &qkv, weight, Some(bias), false)?;
+        }
+        let heads = self.split(&qkv.unsqueeze(1)?, &state.seen().to_vec(), None)?;
+        let o = self.attend_cached(&heads, state, &vec![1; b], None)?;
+        let out = self.out_proj.forward(&o.reshape((b, self.heads * self.head_dim))?)?;
+        state.advance(&vec![1; b]);
+        Ok(out)
+    }
+
+    fn new_state(&self, batch: usize) -> Result<State> {
+        let kind = StateKind::Cache { limit: self.config.window };
+        let cache = (batch, 0, self.kv_heads, self.head_dim);
+        let state = State::new(KIND, batch)
+            .with_zeros("k", kind, cache, self.cache_dtype, &self.device)?
+            .with_zeros("v", kind, cache, self.cache_dtype, &self.device)?;
+        if self.conv.is_none() {
+            return Ok(state);
+        }
+        let width = self.head_dim * (self.heads + 2 * self.kv_heads);
+        let conv = (batch, width, self.config.d_conv - 1);
+        state.with_zeros("conv", StateKind::Recurrent, conv, state_dtype(self.dtype), &self.device)
+    }
+
+    fn cost(&self, batch: usize, seqlen: usize) -> Cost {
+        let (h, kv, p, k) = (self.heads, self.kv_heads, self.head_dim, self.config.d_conv);
+        let (rows, width, size) = (batch * seqlen, p * (h + 2 * kv), self.dtype.size_in_bytes());
+        let linears = Cost::linear(rows, self.d_model, width, self.config.qkv_bias, size)
+            + Cost::linear(rows, h * p, self.d_model, self.config.out_bias, size);
+        let reach = self.config.window.map_or(seqlen, |w| w.min(seqlen)) as u64;
+        // Pairs (query, key) in the causal band.
+        let pairs = batch as u64 * (seqlen as u64 * reach - reach * reach.saturating_sub(1) / 2);
+        let conv_state = batch * width * k.saturating_sub(1) * state_dtype(self.dtype).size_in_bytes();
+        Cost {
+            parameters: self.groups.iter().map(|g| g.elements() as u64).sum(),
+            flops: linears.flops + 4 * pairs * (h * p) as u64 + 2 * (rows * width * k) as u64,
+            bytes: linears.bytes + (rows * (width + h * p) * size) as u64,
+            state_bytes: conv_state as u64,
+            kv_bytes: 2 * batch as u64 * reach * (kv * p * size) as u64,
+        }
+    }
+
+    fn parameter_groups(&self) -> Vec<ParameterGroup> {
+        self.groups.clone()
+    }
+
+    fn matrix(&self, u: &Tensor) -> Result<Option<Mixing>> {
+        matrix::mixing(self, u).map(Some)
+    }
+}

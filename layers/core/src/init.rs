@@ -38,6 +38,19 @@ impl Init {
         Self::Uniform { lo: -bound, hi: bound }
     }
 
+    /// The bias under a softplus that makes the first step sizes log-uniform in `[min, max]`, at least `floor`
+    /// (Mamba, section 3.6).
+    pub fn dt_bias(min: f64, max: f64, floor: f64) -> Self {
+        Self::custom(move |shape, rng| {
+            (0..shape.iter().product())
+                .map(|_| {
+                    let dt = rng.uniform(min.ln(), max.ln()).exp().max(floor);
+                    (dt + (-(-dt).exp_m1()).ln()) as f32 // inverse of softplus
+                })
+                .collect()
+        })
+    }
+
     /// A function of the shape.
     pub fn custom(f: impl Fn(&[usize], &mut Rng) -> Vec<f32> + Send + Sync + 'static) -> Self {
         Self::Custom(Arc::new(f))

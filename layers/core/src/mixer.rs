@@ -25,6 +25,40 @@ impl<'a> Context<'a> {
         Self { state: None, cu_seqlens: Some(cu_seqlens) }
     }
 
+    /// The entry `name` of the state to start from, if there is a state.
+    ///
+    /// # Errors
+    /// If the state has no such entry.
+    pub fn initial(&self, name: &str) -> Result<Option<Tensor>> {
+        self.state.as_ref().map(|s| s.get(name).cloned()).transpose()
+    }
+
+    /// Refuses a state of another layer kind or batch size; gives the lengths as [`Context::lengths`] does.
+    ///
+    /// # Errors
+    /// If the state is not for this layer and batch.
+    pub fn expect(&self, layer: &str, b: usize, l: usize) -> Result<Vec<usize>> {
+        let lengths = self.lengths(b, l);
+        if let Some(state) = &self.state {
+            state.expect(layer, lengths.len())?;
+        }
+        Ok(lengths)
+    }
+
+    /// Leaves the new recurrent entries and counts the tokens, if there is a state.
+    ///
+    /// # Errors
+    /// If the state has no such entry.
+    pub fn leave(&mut self, entries: &[(&str, Tensor)], lengths: &[usize]) -> Result<()> {
+        if let Some(state) = self.state.as_deref_mut() {
+            for (name, tensor) in entries {
+                state.set(name, tensor.clone())?;
+            }
+            state.advance(lengths);
+        }
+        Ok(())
+    }
+
     /// How many tokens each state row receives from an input of `b` rows and `l` tokens.
     pub fn lengths(&self, b: usize, l: usize) -> Vec<usize> {
         match self.cu_seqlens {

@@ -125,12 +125,9 @@ impl Mlp {
 impl Mixer for Mlp {
     fn forward(&self, x: &Tensor, ctx: &mut Context<'_>) -> Result<Tensor> {
         let (b, l, _) = x.dims3()?;
-        let lengths = ctx.lengths(b, l);
+        let lengths = ctx.expect("mlp", b, l)?;
         let y = self.apply(x)?;
-        if let Some(state) = &mut ctx.state {
-            state.expect("mlp", lengths.len())?;
-            state.advance(&lengths);
-        }
+        ctx.leave(&[], &lengths)?;
         Ok(y)
     }
 

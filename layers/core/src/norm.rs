@@ -49,8 +49,9 @@ impl Norm {
     /// If a parameter is missing or has another shape.
     pub fn new(features: usize, config: NormConfig, vb: &VarBuilder) -> Result<Self> {
         let weight = vb.get_f32(features, "weight", Init::ONES)?;
-        let bias =
-            (config.kind == NormKind::Layer).then(|| vb.get_f32(features, "bias", Init::ZEROS)).transpose()?;
+        let bias = (config.kind == NormKind::Layer)
+            .then(|| vb.get_f32(features, "bias", Init::ZEROS))
+            .transpose()?;
         Ok(Self { config, weight, bias })
     }
 

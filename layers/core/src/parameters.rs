@@ -109,6 +109,11 @@ impl VarBuilder {
         self.dtype
     }
 
+    /// The dtype of activations: on the CPU half-precision weights meet f32 (f64 in an f64 model) activations.
+    pub fn activation_dtype(&self) -> DType {
+        if self.device.is_cpu() { state_dtype(self.dtype) } else { self.dtype }
+    }
+
     /// The device.
     pub fn device(&self) -> &Device {
         &self.device

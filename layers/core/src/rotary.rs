@@ -41,7 +41,8 @@ impl Rotary {
         let inv_freq: Vec<f64> =
             (0..dim / 2).map(|i| config.theta.powf(-2.0 * i as f64 / dim as f64)).collect();
         let dtype = if device.is_cpu() { DType::F64 } else { DType::F32 };
-        let inv_freq = Tensor::from_vec(inv_freq, dim / 2, &Device::Cpu)?.to_dtype(dtype)?.to_device(device)?;
+        let inv_freq =
+            Tensor::from_vec(inv_freq, dim / 2, &Device::Cpu)?.to_dtype(dtype)?.to_device(device)?;
         let layout = if config.interleaved { RotaryLayout::Interleaved } else { RotaryLayout::Half };
         Ok(Self { inv_freq, layout })
     }

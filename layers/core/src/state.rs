@@ -166,8 +166,7 @@ impl State {
         let (mut rows, mut start) = (Vec::new(), 0);
         for (row, (&seen, &len)) in self.seen.iter().zip(lengths).enumerate() {
             let old = cache.narrow(0, row, 1)?.narrow(1, 0, seen)?;
-            let new =
-                if packed { tokens.narrow(1, start, len)? } else { tokens.narrow(0, row, 1)? };
+            let new = if packed { tokens.narrow(1, start, len)? } else { tokens.narrow(0, row, 1)? };
             let joined = Tensor::cat(&[&old.to_dtype(new.dtype())?, &new], 1)?;
             rows.push(joined.pad_with_zeros(1, 0, most - seen - len)?);
             start += len;
@@ -316,7 +315,10 @@ mod tests {
         state.append("k", &tokens(2, 1), &[1, 1])?;
         state.advance(&[1, 1]);
         let k = state.get("k")?;
-        assert_eq!(k.narrow(0, 0, 1)?.narrow(1, 0, 3)?.flatten_all()?.to_vec1::<f32>()?, [0., 1., 2., 3., 0., 1.]);
+        assert_eq!(
+            k.narrow(0, 0, 1)?.narrow(1, 0, 3)?.flatten_all()?.to_vec1::<f32>()?,
+            [0., 1., 2., 3., 0., 1.]
+        );
         assert_eq!(k.narrow(0, 1, 1)?.narrow(1, 3, 1)?.flatten_all()?.to_vec1::<f32>()?, [2., 3.]);
         assert_eq!(state.seen(), [3, 4]);
         Ok(())
@@ -330,7 +332,10 @@ mod tests {
         let fork = state.fork()?;
         state.truncate(1)?;
         state.append("k", &tokens(1, 1).affine(0.0, 9.0)?, &[1])?;
-        assert_eq!(fork.get("k")?.narrow(1, 0, 3)?.flatten_all()?.to_vec1::<f32>()?, [0., 1., 2., 3., 4., 5.]);
+        assert_eq!(
+            fork.get("k")?.narrow(1, 0, 3)?.flatten_all()?.to_vec1::<f32>()?,
+            [0., 1., 2., 3., 4., 5.]
+        );
         Ok(())
     }
 

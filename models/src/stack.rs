@@ -1,0 +1,209 @@
+//! Layers built from the normal form, one residual stage after another.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use candle_core::{DType, Result, Tensor};
+use semisep_core::{Context, Cost, Mixer, Norm, NormConfig, State, VarBuilder};
+
+use crate::normal::{Branch, Layer, Merge, Stage};
+
+/// The layers of a model. Shared layers are built once.
+pub struct Stack {
+    layers: Vec<Arc<BuiltLayer>>,
+    names: Vec<String>,
+}
+
+struct BuiltLayer {
+    stages: Vec<BuiltStage>,
+}
+
+struct BuiltStage {
+    branches: Vec<BuiltBranch>,
+    factor: f64,
+}
+
+struct BuiltBranch {
+    mixer: Box<dyn Mixer>,
+    pre_norm: Option<(String, Norm)>,
+    post_norm: Option<Norm>,
+    input_multiplier: f64,
+    output_multiplier: f64,
+}
+
+impl Stack {
+    /// Builds `layers` with the parameters below `vb` (`layers.N`).
+    ///
+    /// # Errors
+    /// If a parameter is missing or has another shape; the error names the layer.
+    pub fn new(d_model: usize, norm: NormConfig, layers: &[Layer], vb: &VarBuilder) -> Result<Self> {
+        let mut shared: HashMap<&str, Arc<BuiltLayer>> = HashMap::new();
+        let mut built = Vec::with_capacity(layers.len());
+        for (i, layer) in layers.iter().enumerate() {
+            let known = layer.share.as_deref().and_then(|id| shared.get(id)).cloned();
+            let layer_built = match known {
+                Some(known) => known,
+                None => Arc::new(
+                    BuiltLayer::new(d_model, norm, layer, &vb.pp("layers").pp(i))
+                        .map_err(|e| e.context(format!("layer {i} ({})", layer.block)))?,
+                ),
+            };
+            if let Some(id) = &layer.share {
+                shared.entry(id).or_insert_with(|| layer_built.clone());
+            }
+            built.push(layer_built);
+        }
+        let names = layers.iter().enumerate().map(|(i, l)| format!("layer {i} ({})", l.block)).collect();
+        Ok(Self { layers: built, names })
+    }
+
+    /// The parallel form over the residual stream (b, l, d), in the stream's dtype; mixers compute in `dtype`.
+    ///
+    /// # Errors
+    /// If a layer fails; the error names it.
+    pub fn forward(
+        &self,
+        x: Tensor,
+        dtype: DType,
+        mut states: Option<&mut [State]>,
+        cu_seqlens: Option<&[usize]>,
+    ) -> Result<Tensor> {
+        let mut next = 0;
+        self.run(x, dtype, &mut |mixer, x| {
+            let state = states.as_deref_mut().and_then(|s| s.get_mut(next));
+            next += 1;
+            mixer.forward(x, &mut Context { state, cu_seqlens })
+        })
+    }
+
+    /// One token a row: (b, d) -> (b, d).
+    ///
+    /// # Errors
+    /// If a layer fails; the error names it.
+    pub fn step(&self, x: Tensor, dtype: DType, states: &mut [State]) -> Result<Tensor> {
+        let mut states = states.iter_mut();
+        self.run(x, dtype, &mut |mixer, x| match states.next() {
+            Some(state) => mixer.step(x, state),
+            None => candle_core::bail!("the state has too few layers: it belongs to another model"),
+        })
+    }
+
+    fn run(
+        &self,
+        mut x: Tensor,
+        dtype: DType,
+        apply: &mut dyn FnMut(&dyn Mixer, &Tensor) -> Result<Tensor>,
+    ) -> Result<Tensor> {
+        for (layer, name) in self.layers.iter().zip(&self.names) {
+            for stage in &layer.stages {
+                x = stage.run(x, dtype, apply).map_err(|e| e.context(name.clone()))?;
+            }
+        }
+        Ok(x)
+    }
+
+    /// Every mixer in order of use: one state each.
+    pub fn mixers(&self) -> impl Iterator<Item = &dyn Mixer> {
+        self.layers.iter().flat_map(|l| &l.stages).flat_map(|s| &s.branches).map(|b| &*b.mixer)
+    }
+
+    /// New states of all mixers.
+    ///
+    /// # Errors
+    /// If memory cannot be had.
+    pub fn new_states(&self, batch: usize) -> Result<Vec<State>> {
+        self.mixers().map(|m| m.new_state(batch)).collect()
+    }
+
+    /// What the mixers cost; parameters of shared layers count each time they are used.
+    pub fn cost(&self, batch: usize, seqlen: usize) -> Cost {
+        self.mixers().map(|m| m.cost(batch, seqlen)).sum()
+    }
+}
+
+impl BuiltLayer {
+    fn new(d_model: usize, norm: NormConfig, layer: &Layer, vb: &VarBuilder) -> Result<Self> {
+        let stages = layer.stages.iter().map(|s| BuiltStage::new(d_model, norm, s, vb));
+        Ok(Self { stages: stages.collect::<Result<_>>()? })
+    }
+}
+
+impl BuiltStage {
+    fn new(d_model: usize, norm: NormConfig, stage: &Stage, vb: &VarBuilder) -> Result<Self> {
+        let factor = match stage.merge {
+            Merge::Sum => 1.0,
+            Merge::Mean => 1.0 / stage.branches.len().max(1) as f64,
+            Merge::Scaled(factor) => factor,
+        };
+        let mut branches: Vec<BuiltBranch> = Vec::with_capacity(stage.branches.len());
+        for branch in &stage.branches {
+            let same = |b: &&BuiltBranch| b.pre_norm.as_ref().map(|(p, _)| p) == branch.pre_norm.as_ref();
+            let known = branches.iter().find(same).and_then(|b| b.pre_norm.clone());
+            branches.push(BuiltBranch::new(d_model, norm, branch, known, vb)?);
+        }
+        Ok(Self { branches, factor })
+    }
+
+    /// `x + factor · Σ branches`
+    fn run(
+        &self,
+        x: Tensor,
+        dtype: DType,
+        apply: &mut dyn FnMut(&dyn Mixer, &Tensor) -> Result<Tensor>,
+    ) -> Result<Tensor> {
+        let mut normed: Option<(&str, Tensor)> = None;
+        let mut total: Option<Tensor> = None;
+        for branch in &self.branches {
+            let input = match &branch.pre_norm {
+                None => x.to_dtype(dtype)?,
+                Some((path, norm)) => match &normed {
+                    Some((known, tensor)) if known == path => tensor.clone(),
+                    _ => {
+                        let tensor = norm.forward(&x)?.to_dtype(dtype)?;
+                        normed = Some((path, tensor.clone()));
+                        tensor
+                    }
+                },
+            };
+            let y = apply(&*branch.mixer, &scaled(input, branch.input_multiplier)?)?;
+            let y = branch.post_norm.as_ref().map_or(Ok(y.clone()), |n| n.forward(&y))?;
+            let y = scaled(y, branch.output_multiplier)?.to_dtype(x.dtype())?;
+            total = Some(match total {
+                Some(total) => (total + y)?,
+                None => y,
+            });
+        }
+        match total {
+            Some(total) => x + scaled(total, self.factor)?,
+            None => Ok(x),
+        }
+    }
+}
+
+impl BuiltBranch {
+    fn new(
+        d_model: usize,
+        norm: NormConfig,
+        branch: &Branch,
+        known: Option<(String, Norm)>,
+        vb: &VarBuilder,
+    ) -> Result<Self> {
+        let build = |path: &String| Norm::new(d_model, norm, &vb.pp(path));
+        let pre_norm = match (known, &branch.pre_norm) {
+            (Some(known), Some(_)) => Some(known),
+            (_, Some(path)) => Some((path.clone(), build(path)?)),
+            (_, None) => None,
+        };
+        Ok(Self {
+            pre_norm,
+            mixer: branch.mixer.build(d_model, vb.pp(&branch.path))?,
+            post_norm: branch.post_norm.as_ref().map(build).transpose()?,
+            input_multiplier: branch.input_multiplier,
+            output_multiplier: branch.output_multiplier,
+        })
+    }
+}
+
+fn scaled(x: Tensor, factor: f64) -> Result<Tensor> {
+    if factor == 1.0 { Ok(x) } else { x * factor }
+}
