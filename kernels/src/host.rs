@@ -15,7 +15,8 @@ pub(crate) fn slice<'a, T: WithDType>(storage: &'a Storage, layout: &Layout) -> 
     let Some((start, end)) = layout.contiguous_offsets() else {
         bail!("expected a contiguous tensor, got strides {:?} for {:?}", layout.stride(), layout.shape())
     };
-    Ok(&storage.as_slice::<T>()?[start..end])
+    // An empty view may start past the end of its storage.
+    Ok(storage.as_slice::<T>()?.get(start..end).unwrap_or(&[]))
 }
 
 /// A storage of the given values.

@@ -158,7 +158,7 @@ impl Conv {
         let (x, layout) = x.storage_and_layout();
         let Storage::Cpu(x) = &*x else { bail!("{OP}: x is not on the CPU") };
         let rows = cpu::Rows {
-            data: &x.as_slice::<T>()?[layout.start_offset()..],
+            data: x.as_slice::<T>()?.get(layout.start_offset()..).unwrap_or(&[]),
             batch_stride: layout.stride()[0],
             row_stride: layout.stride()[1],
         };

@@ -1,0 +1,107 @@
+//! The measurement of one model.
+
+use std::time::{Duration, Instant};
+
+use candle_core::{Device, Result, Tensor};
+use semisep_core::{Rng, VarBuilder};
+use semisep_models::{LanguageModel, ModelState};
+
+use super::{BenchOptions, LengthReport, Machine, ModelReport, Subject, memory};
+
+/// Single-token passes a decode figure takes at the most.
+const DECODE_STEPS: usize = 64;
+
+/// Measures one subject; `tick(what)` is called before each figure.
+///
+/// # Errors
+/// If the model cannot be built or run.
+pub fn measure(
+    subject: Subject,
+    options: &BenchOptions,
+    machine: &Machine,
+    tick: &mut dyn FnMut(&str),
+) -> Result<ModelReport> {
+    memory::reset_peak();
+    let random_weights = subject.model.is_none();
+    let model = match subject.model {
+        Some(model) => model,
+        None => LanguageModel::new(
+            &subject.architecture,
+            &VarBuilder::seeded(options.seed, subject.dtype, Device::Cpu),
+        )?,
+    };
+    let lengths = options
+        .lengths
+        .iter()
+        .map(|&length| {
+            tick(&format!("{} at {length} tokens", subject.name));
+            measure_length(&model, length, options, machine)
+        })
+        .collect::<Result<_>>()?;
+    Ok(ModelReport {
+        name: subject.name,
+        parameters: model.cost(1, 1).parameters,
+        dtype: format!("{:?}", model.dtype()).to_lowercase(),
+        random_weights,
+        backend: format!("cpu ({})", machine.instructions),
+        lengths,
+        peak_bytes: memory::peak(),
+    })
+}
+
+fn measure_length(
+    model: &LanguageModel,
+    length: usize,
+    options: &BenchOptions,
+    machine: &Machine,
+) -> Result<LengthReport> {
+    let batch = options.batch;
+    let vocab = model.config().vocab_size;
+    let mut rng = Rng::named(options.seed, &length.to_string());
+    let ids: Vec<u32> = (0..batch * length).map(|_| rng.below(vocab) as u32).collect();
+    let ids = Tensor::from_vec(ids, (batch, length), &Device::Cpu)?;
+
+    let mut state = model.new_state(batch)?;
+    let prefill = median(options.seconds, 1, || {
+        state = model.new_state(batch)?;
+        model.prefill(&ids, Some(&mut state)).map(drop)
+    })?;
+    let decode = median(options.seconds, 3, || step(model, &mut state, rng.below(vocab) as u32))?;
+    let cost = model.cost(batch, length);
+    // Prefill computes the head for the last position alone.
+    let head = 2 * (model.config().padded_vocab() * model.config().d_model * batch * (length - 1)) as u64;
+    Ok(LengthReport {
+        length,
+        prefill_tokens_per_second: (batch * length) as f64 / prefill.as_secs_f64(),
+        prefill_of_gemm_rate: (cost.flops - head) as f64 / prefill.as_secs_f64() / machine.gemm_rate,
+        decode_tokens_per_second: batch as f64 / decode.as_secs_f64(),
+        state_bytes: cost.state_bytes,
+        kv_bytes: cost.kv_bytes,
+    })
+}
+
+fn step(model: &LanguageModel, state: &mut ModelState, token: u32) -> Result<()> {
+    let batch = state.states().first().map_or(1, semisep_core::State::batch);
+    model.step(&vec![token; batch], state).map(drop)
+}
+
+/// The median time of `f` over as many calls as fit in `seconds`, `least` to [`DECODE_STEPS`], after one more to warm up
+/// where there is time for it.
+fn median(seconds: f64, least: usize, mut f: impl FnMut() -> Result<()>) -> Result<Duration> {
+    let budget = Duration::from_secs_f64(seconds);
+    let begin = Instant::now();
+    let mut times = Vec::new();
+    loop {
+        let start = Instant::now();
+        f()?;
+        times.push(start.elapsed());
+        if times.len() >= DECODE_STEPS || (times.len() >= least && begin.elapsed() >= budget) {
+            break;
+        }
+    }
+    if times.len() > 2 {
+        times.remove(0); // the warm-up
+    }
+    times.sort_unstable();
+    Ok(times[times.len() / 2])
+}
