@@ -19,6 +19,90 @@ pub(crate) fn slice<'a, T: WithDType>(storage: &'a Storage, layout: &Layout) -> 
     Ok(storage.as_slice::<T>()?.get(start..end).unwrap_or(&[]))
 }
 
+/// The rows of a CPU tensor: its leading dimensions flattened, the elements of a row side by side, the rows some
+/// distance apart, as in a part of a wider projection.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Rows<'a, T> {
+    data: &'a [T],
+    stride: usize,
+    width: usize,
+}
+
+impl<'a, T> Rows<'a, T> {
+    /// Rows over the first `lead` dimensions; a tensor that has none is turned into one that has by [`in_rows`].
+    pub(crate) fn new(storage: &'a Storage, layout: &Layout, lead: usize) -> Result<Self>
+    where
+        T: WithDType,
+    {
+        let Storage::Cpu(storage) = storage else { bail!("expected a tensor on the CPU") };
+        let Some(stride) = row_stride(layout, lead) else {
+            bail!("expected contiguous rows, got strides {:?} for {:?}", layout.stride(), layout.shape())
+        };
+        let width = layout.dims()[lead..].iter().product();
+        let rows: usize = layout.dims()[..lead].iter().product();
+        let len = if rows == 0 { 0 } else { (rows - 1) * stride + width };
+        Ok(Self { data: &storage.as_slice::<T>()?[layout.start_offset()..][..len], stride, width })
+    }
+
+    #[inline(always)]
+    pub(crate) fn row(&self, i: usize) -> &'a [T] {
+        &self.data[i * self.stride..][..self.width]
+    }
+
+    /// Asks the cache for these elements of row `i`; nothing where there is no such row.
+    #[inline(always)]
+    pub(crate) fn prefetch(&self, i: usize, columns: std::ops::Range<usize>) {
+        #[cfg(target_arch = "x86_64")]
+        if let Some(part) = self.data.get(i * self.stride..).and_then(|row| row.get(columns)) {
+            for line in part.chunks(64 / size_of::<T>()) {
+                // SAFETY: a prefetch of an address inside the slice; it reads nothing the program can see.
+                unsafe {
+                    std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(
+                        line.as_ptr().cast(),
+                    )
+                };
+            }
+        }
+        #[cfg(not(target_arch = "x86_64"))]
+        let _ = (i, columns);
+    }
+
+    /// The rows from `i` on as one slice, rows [`Rows::stride`] apart, beginning with element `column` of row `i`.
+    pub(crate) fn tail(&self, i: usize, column: usize) -> &'a [T] {
+        &self.data[i * self.stride + column..]
+    }
+
+    pub(crate) fn stride(&self) -> usize {
+        self.stride
+    }
+}
+
+/// The distance between rows over the first `lead` dimensions, if they are evenly spaced and contiguous each.
+fn row_stride(layout: &Layout, lead: usize) -> Option<usize> {
+    let (dims, strides) = (layout.dims(), layout.stride());
+    let mut expected = 1;
+    for (&dim, &stride) in dims[lead..].iter().zip(&strides[lead..]).rev() {
+        if dim != 1 && stride != expected {
+            return None;
+        }
+        expected *= dim;
+    }
+    let mut rows = None; // (stride of the rows, that of the next dimension outwards)
+    for (&dim, &stride) in dims[..lead].iter().zip(&strides[..lead]).rev().filter(|(d, _)| **d != 1) {
+        match rows {
+            None => rows = Some((stride, stride * dim)),
+            Some((row, next)) if next == stride => rows = Some((row, next * dim)),
+            Some(_) => return None,
+        }
+    }
+    Some(rows.map_or(expected, |(row, _)| row))
+}
+
+/// The tensor itself if its first `lead` dimensions are evenly spaced contiguous rows, else a contiguous copy.
+pub(crate) fn in_rows(t: &Tensor, lead: usize) -> Result<Tensor> {
+    if row_stride(t.layout(), lead).is_some() { Ok(t.clone()) } else { t.contiguous() }
+}
+
 /// A storage of the given values.
 pub(crate) fn storage<T: WithDType>(values: Vec<T>) -> Storage {
     Storage::Cpu(T::to_cpu_storage_owned(values))
@@ -121,4 +205,38 @@ pub(crate) fn gemm<T: Real>(
 /// Turns a zero-length vector of the state dtype into a CPU storage; a marker for outputs that were not asked for.
 pub(crate) fn is_cpu(storage: &Storage) -> bool {
     matches!(storage, Storage::Cpu(CpuStorage::F32(_) | CpuStorage::F64(_)))
+}
+
+#[cfg(test)]
+mod tests {
+    use candle_core::{D, Device};
+
+    use super::*;
+
+    #[test]
+    fn rows_of_views() -> Result<()> {
+        let wide = Tensor::arange(0f32, 60.0, &Device::Cpu)?.reshape((2, 3, 10))?;
+        for t in [
+            wide.clone(),
+            wide.narrow(2, 4, 5)?,
+            wide.narrow(1, 1, 1)?,
+            wide.narrow(1, 0, 2)?,
+            wide.narrow(0, 1, 1)?.narrow(2, 1, 1)?,
+            wide.transpose(0, 1)?,
+            wide.transpose(1, 2)?,
+            wide.narrow(1, 0, 1)?.broadcast_as((2, 4, 10))?,
+            wide.narrow(0, 0, 0)?,
+        ] {
+            let rowed = in_rows(&t, 2)?;
+            let want: Vec<Vec<f32>> = t.contiguous()?.flatten_to(D::Minus2)?.to_vec2()?;
+            let (guard, layout) = rowed.storage_and_layout();
+            let rows = Rows::<f32>::new(&guard, layout, 2)?;
+            for (i, want) in want.iter().enumerate() {
+                assert_eq!(rows.row(i), want, "{:?}", t.layout());
+            }
+        }
+        let view = wide.narrow(2, 4, 5)?;
+        assert_eq!(in_rows(&view, 2)?.id(), view.id(), "a part of a projection is not copied");
+        Ok(())
+    }
 }

@@ -17,6 +17,7 @@ mod gate;
 mod host;
 mod linear;
 mod norm;
+mod parts;
 mod rotary;
 mod segments;
 pub mod selective_scan;

@@ -9,12 +9,18 @@
 //! n-semiseparable. Source: Gu and Dao 2023, "Mamba", algorithm 2.
 
 mod args;
+mod backward;
+mod block;
+mod cpu;
 pub mod naive;
+mod views;
 
 pub use args::{SelectiveScan, SelectiveStateUpdate};
-use candle_core::{Result, Tensor, bail};
+use candle_core::{DType, Result, Shape, Tensor, bail};
 
-use crate::host::state_dtype;
+use crate::host::{self, state_dtype};
+use crate::simd::Real;
+use crate::{check, tape};
 
 const OP: &str = "selective_scan";
 const STEP: &str = "selective_state_update";
@@ -25,8 +31,56 @@ const STEP: &str = "selective_state_update";
 /// # Errors
 /// If a shape does not fit the others, `cu_seqlens` is not a partition of the length, or the data is not on the CPU.
 pub fn selective_scan(args: &SelectiveScan) -> Result<(Tensor, Tensor)> {
-    crate::check::on_cpu(OP, args.x.device())?;
-    naive::selective_scan(args)
+    check::on_cpu(OP, args.x.device())?;
+    let dims = args.check()?;
+    let work = state_dtype(args.x.dtype());
+    let inputs = views::prepare(args, work)?;
+    let node = Scan { dims, softplus: args.dt_softplus };
+    let (y, state) = match work {
+        DType::F64 => node.forward::<f64>(&inputs),
+        _ => node.forward::<f32>(&inputs),
+    }?;
+    Ok((y.to_dtype(args.x.dtype())?, state))
+}
+
+/// The node of the autograd graph.
+struct Scan {
+    dims: args::Dims,
+    softplus: bool,
+}
+
+impl Scan {
+    fn forward<T: Real>(self, inputs: &[Option<Tensor>]) -> Result<(Tensor, Tensor)> {
+        let dims = &self.dims;
+        let (y, state) = views::with_views(inputs, 2, self.softplus, |v| cpu::forward::<T>(v, dims))?;
+        let outputs = vec![
+            (host::storage(y), Shape::from((dims.b, dims.l, dims.e))),
+            (host::storage(state), Shape::from((dims.segments.len(), dims.e, dims.n))),
+        ];
+        let inputs: Vec<Option<&Tensor>> = inputs.iter().map(Option::as_ref).collect();
+        match <[Tensor; 2]>::try_from(tape::record(self, &inputs, outputs)?) {
+            Ok([y, state]) => Ok((y, state)),
+            Err(_) => bail!("{OP}: expected two outputs"),
+        }
+    }
+}
+
+impl tape::Backward for Scan {
+    fn name(&self) -> &'static str {
+        OP
+    }
+
+    fn backward(
+        &self,
+        inputs: &[Option<Tensor>],
+        output: &Tensor,
+        grads: &[Option<Tensor>],
+    ) -> Result<Vec<Option<Tensor>>> {
+        match output.dtype() {
+            DType::F64 => backward::gradients::<f64>(self, inputs, grads),
+            _ => backward::gradients::<f32>(self, inputs, grads),
+        }
+    }
 }
 
 /// One token: `state` (b, e, n) is advanced **in place**, and the output (b, e) returned in `x`'s dtype.
@@ -35,7 +89,7 @@ pub fn selective_scan(args: &SelectiveScan) -> Result<(Tensor, Tensor)> {
 /// # Errors
 /// If a shape does not fit, or `state` is not a contiguous f32 (f64 for f64 data) tensor on the CPU.
 pub fn selective_state_update(state: &Tensor, args: &SelectiveStateUpdate) -> Result<Tensor> {
-    crate::check::on_cpu(STEP, state.device())?;
+    check::on_cpu(STEP, state.device())?;
     args.check(state)?;
     if !state.is_contiguous() || state.dtype() != state_dtype(args.x.dtype()) {
         bail!(
