@@ -1,10 +1,17 @@
 //! Blueprints, language models and generation.
 
+pub mod blueprint;
+pub mod blueprints;
+mod describe;
 pub mod generate;
 mod language_model;
 pub mod normal;
+mod registry;
 pub mod sampler;
 mod stack;
 
+pub use blueprint::Blueprint;
+pub use describe::{Description, LayerRow, Totals, describe};
 pub use language_model::{LanguageModel, ModelState};
+pub use registry::{Registry, RegistryError};
 pub use stack::Stack;

@@ -10,7 +10,9 @@
 
 use std::sync::Arc;
 
+use schemars::JsonSchema;
 use semisep_core::{MixerConfig, NormConfig};
+use serde::{Deserialize, Serialize};
 
 /// A whole language model.
 #[derive(Debug, Clone)]
@@ -23,27 +25,47 @@ pub struct Architecture {
     pub layers: Vec<Layer>,
 }
 
-/// Embedding, head, norms and scales of a model.
-#[derive(Debug, Clone, PartialEq)]
+/// Embedding, head, norms and scales of a model. Defaults as in mamba_ssm's `MambaConfig`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
 pub struct ModelConfig {
     /// Residual width.
     pub d_model: usize,
     /// Tokens that exist.
     pub vocab_size: usize,
     /// The embedding has `vocab_size` rows rounded up to a multiple of this.
+    #[serde(default = "eight")]
     pub pad_vocab_size_multiple: usize,
     /// Whether the head is the embedding.
+    #[serde(default = "yes")]
     pub tie_embeddings: bool,
     /// Kind and eps of the norms of layers and of the final norm.
+    #[serde(default)]
     pub norm: NormConfig,
     /// Whether the residual stream is f32 in a half-precision model.
+    #[serde(default = "yes")]
     pub residual_in_fp32: bool,
     /// Factor on the embedding.
+    #[serde(default = "one")]
     pub embedding_multiplier: f64,
     /// Factor on the logits.
+    #[serde(default = "one")]
     pub logits_multiplier: f64,
     /// `cap · tanh(logits / cap)`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub logits_soft_cap: Option<f64>,
+}
+
+fn eight() -> usize {
+    8
+}
+
+fn yes() -> bool {
+    true
+}
+
+fn one() -> f64 {
+    1.0
 }
 
 impl ModelConfig {
@@ -74,7 +96,8 @@ pub struct Stage {
 }
 
 /// How the outputs of parallel branches become one.
-#[derive(Debug, Clone, Copy, Default, PartialEq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
 pub enum Merge {
     /// Their sum.
     #[default]
@@ -82,6 +105,7 @@ pub enum Merge {
     /// Their mean.
     Mean,
     /// Their sum times a factor.
+    #[serde(rename = "scale")]
     Scaled(f64),
 }
 

@@ -141,14 +141,16 @@ impl MixerConfig for Mamba2Config {
             ("chunk_size", self.chunk_size),
         ];
         let mut issues: Vec<Issue> = sizes.iter().filter_map(|&(key, v)| in_range(key, v, 1)).collect();
+        let sizes_fit = issues.is_empty();
         issues.extend(self.ranges());
-        if !issues.is_empty() {
+        if !sizes_fit {
             return issues;
         }
         let (d_inner, d_ssm) = (self.d_inner(d_model), self.d_ssm(d_model));
         let width_key = if self.d_inner.is_some() { "d_inner" } else { "expand" };
         if let Some(issue) = in_range(width_key, d_inner, 1).or_else(|| in_range("d_ssm", d_ssm, 1)) {
-            return vec![issue];
+            issues.push(issue);
+            return issues;
         }
         if d_ssm > d_inner {
             issues.push(Issue::new("d_ssm", format!("expected at most d_inner = {d_inner}, found {d_ssm}")));

@@ -1,0 +1,201 @@
+//! What an architecture is, before any weight exists: parameters, FLOPs, states, layer by layer.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use candle_core::{DType, Result, bail};
+use semisep_core::{Cost, MAX_WIDTH, Mixer, Norm, ParameterGroup, VarBuilder};
+use serde::Serialize;
+
+use crate::blueprint::layer_json;
+use crate::normal::{Architecture, Layer, ModelConfig};
+
+/// The whole of an architecture in numbers.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Description {
+    /// The architecture's name.
+    pub name: String,
+    /// Its hash.
+    pub hash: String,
+    /// The dtype of weights, keys and values: `bf16`.
+    pub dtype: String,
+    /// Sequences.
+    pub batch: usize,
+    /// Tokens of each.
+    pub seqlen: usize,
+    /// One row a layer.
+    pub layers: Vec<LayerRow>,
+    /// Parameters of the embedding.
+    pub embedding_parameters: u64,
+    /// Parameters of the head: 0 if it is the embedding.
+    pub head_parameters: u64,
+    /// Parameters of the final norm.
+    pub final_norm_parameters: u64,
+    /// All of it.
+    pub total: Totals,
+}
+
+/// One layer in numbers.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct LayerRow {
+    /// Its index, from 0.
+    pub layer: usize,
+    /// The block it is made of.
+    pub block: String,
+    /// Its mixers: `attention + mlp` in series, `attention | mamba2` in parallel.
+    pub kind: String,
+    /// The earlier layer whose parameters it holds.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub shares: Option<usize>,
+    /// Parameters held, norms included; 0 if it holds another layer's.
+    pub parameters: u64,
+    /// FLOPs forward, a token, at this length.
+    pub flops_per_token: u64,
+    /// Bytes of recurrent state of the whole batch, the same at any length.
+    pub state_bytes: u64,
+    /// Bytes of keys and values of the whole batch after `seqlen` tokens.
+    pub kv_bytes: u64,
+}
+
+/// Sums over layers, embedding, head and final norm.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+pub struct Totals {
+    /// Parameters held.
+    pub parameters: u64,
+    /// Bytes of the weights.
+    pub weight_bytes: u64,
+    /// FLOPs forward, a token, head included.
+    pub flops_per_token: u64,
+    /// Bytes of recurrent state.
+    pub state_bytes: u64,
+    /// Bytes of keys and values.
+    pub kv_bytes: u64,
+}
+
+/// The layer as bare shapes: every parameter, and what forward costs.
+struct Shape {
+    groups: Vec<ParameterGroup>,
+    mixers: Vec<Box<dyn Mixer>>,
+    norms: usize,
+}
+
+impl Shape {
+    fn new(layer: &Layer, model: &ModelConfig, dtype: DType) -> Result<Self> {
+        let vb = VarBuilder::shapes(dtype);
+        let (mut mixers, mut norms) = (vec![], BTreeSet::new());
+        for branch in layer.stages.iter().flat_map(|stage| &stage.branches) {
+            for path in [&branch.pre_norm, &branch.post_norm].into_iter().flatten() {
+                if norms.insert(path) {
+                    Norm::new(model.d_model, model.norm, &vb.pp(path))?;
+                }
+            }
+            mixers.push(branch.mixer.build(model.d_model, vb.pp(&branch.path))?);
+        }
+        let norms = norms.len();
+        Ok(Self { groups: vb.groups(), mixers, norms })
+    }
+
+    /// For one sequence. A norm costs four operations a feature: square, add, scale, weight.
+    fn cost(&self, seqlen: usize, d_model: usize) -> Cost {
+        let mixers: Cost = self.mixers.iter().map(|mixer| mixer.cost(1, seqlen)).sum();
+        Cost { flops: mixers.flops + (4 * self.norms * d_model * seqlen) as u64, ..mixers }
+    }
+
+    fn parameters(&self) -> u128 {
+        self.groups.iter().map(elements).sum()
+    }
+
+    fn bytes(&self, dtype: DType) -> u128 {
+        self.groups.iter().map(|group| elements(group) * size(group.full_precision, dtype)).sum()
+    }
+}
+
+fn elements(group: &ParameterGroup) -> u128 {
+    group.shape.iter().map(|n| *n as u128).product()
+}
+
+fn size(full_precision: bool, dtype: DType) -> u128 {
+    let size = dtype.size_in_bytes();
+    (if full_precision { size.max(4) } else { size }) as u128
+}
+
+/// The parameters of a layer, norms included.
+pub(crate) fn parameters(layer: &Layer, model: &ModelConfig) -> Result<u128> {
+    Ok(Shape::new(layer, model, DType::F32)?.parameters())
+}
+
+/// Describes an architecture with weights of `dtype`, for `batch` sequences of `seqlen` tokens. Needs no weights and
+/// next to no memory: each distinct block is built once, as shapes.
+///
+/// # Errors
+/// If a block cannot be built, or there are no or more than 2^24 sequences or tokens.
+pub fn describe(
+    architecture: &Architecture,
+    batch: usize,
+    seqlen: usize,
+    dtype: DType,
+) -> Result<Description> {
+    for (what, size) in [("batch", batch), ("seqlen", seqlen)] {
+        if !(1..=MAX_WIDTH).contains(&size) {
+            bail!("describe: {what} is {size}, expected 1 to {MAX_WIDTH}");
+        }
+    }
+    let model = &architecture.model;
+    let (mut built, mut holders) = (BTreeMap::new(), BTreeMap::new());
+    let (mut layers, mut total) = (vec![], Totals::default());
+    for (index, layer) in architecture.layers.iter().enumerate() {
+        let identity = layer_json(&layer.stages).to_string();
+        if !built.contains_key(&identity) {
+            let shape = Shape::new(layer, model, dtype)?;
+            let cost = shape.cost(seqlen, model.d_model);
+            built.insert(identity.clone(), (shape.parameters() as u64, shape.bytes(dtype) as u64, cost));
+        }
+        let (parameters, bytes, cost) = built[&identity];
+        let holder = layer.share.as_ref().map_or(index, |id| *holders.entry(id).or_insert(index));
+        let own = u64::from(holder == index);
+        let row = LayerRow {
+            layer: index,
+            block: layer.block.clone(),
+            kind: kind(layer),
+            shares: (holder != index).then_some(holder),
+            parameters: own * parameters,
+            flops_per_token: cost.flops / seqlen as u64,
+            state_bytes: cost.state_bytes.saturating_mul(batch as u64),
+            kv_bytes: cost.kv_bytes.saturating_mul(batch as u64),
+        };
+        total.parameters += row.parameters;
+        total.weight_bytes += own * bytes;
+        total.flops_per_token += row.flops_per_token;
+        total.state_bytes = total.state_bytes.saturating_add(row.state_bytes);
+        total.kv_bytes = total.kv_bytes.saturating_add(row.kv_bytes);
+        layers.push(row);
+    }
+    let embedding = model.padded_vocab() as u64 * model.d_model as u64;
+    let head = if model.tie_embeddings { 0 } else { embedding };
+    let vb = VarBuilder::shapes(dtype);
+    Norm::new(model.d_model, model.norm, &vb)?;
+    let final_norm = vb.groups().iter().map(elements).sum::<u128>() as u64;
+    total.parameters += embedding + head + final_norm;
+    total.weight_bytes +=
+        (embedding + head) * size(false, dtype) as u64 + final_norm * size(true, dtype) as u64;
+    total.flops_per_token += 2 * embedding + 4 * model.d_model as u64;
+    Ok(Description {
+        name: architecture.name.clone(),
+        hash: architecture.hash(),
+        dtype: dtype.as_str().into(),
+        batch,
+        seqlen,
+        layers,
+        embedding_parameters: embedding,
+        head_parameters: head,
+        final_norm_parameters: final_norm,
+        total,
+    })
+}
+
+fn kind(layer: &Layer) -> String {
+    let stages = layer.stages.iter().map(|stage| {
+        let branches: Vec<&str> = stage.branches.iter().map(|b| b.mixer.kind()).collect();
+        branches.join(" | ")
+    });
+    stages.collect::<Vec<_>>().join(" + ")
+}

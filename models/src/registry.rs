@@ -1,0 +1,134 @@
+//! The mixers that a blueprint may name: an open set.
+//!
+//! A layer of another crate joins with one line, and is then as good as a built-in one: named in TOML, checked, in the
+//! JSON schema, written back.
+//!
+//! ```ignore
+//! let mut registry = Registry::builtin();
+//! registry.register::<LeakyConfig>("leaky")?;
+//! ```
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::Arc;
+
+use schemars::{JsonSchema, Schema, SchemaGenerator};
+use semisep_attention::AttentionConfig;
+use semisep_core::{MixerConfig, MlpConfig};
+use semisep_mamba1::Mamba1Config;
+use semisep_mamba2::Mamba2Config;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use toml::de::ValueDeserializer;
+
+use crate::blueprint::{is_name, reserved_keys};
+
+/// Reads one kind of mixer from a table of a blueprint.
+type Read = for<'a> fn(ValueDeserializer<'a>) -> Result<Arc<dyn MixerConfig>, toml::de::Error>;
+
+#[derive(Clone)]
+pub(crate) struct Kind {
+    pub(crate) read: Read,
+    pub(crate) schema: fn(&mut SchemaGenerator) -> Schema,
+}
+
+/// Kinds of mixers by name.
+#[derive(Clone, Default)]
+pub struct Registry {
+    kinds: BTreeMap<String, Kind>,
+}
+
+/// Why a kind cannot be registered.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum RegistryError {
+    /// Names are letters, digits, `_` and `-`.
+    #[error("mixer kind `{0}`: expected letters, digits, `_` and `-`")]
+    Name(String),
+    /// Another mixer has this name.
+    #[error("mixer kind `{0}` is registered already")]
+    Taken(String),
+    /// A field of the configuration is called like a key that every block has.
+    #[error("mixer kind `{kind}`: its field `{field}` is a key of every block: rename the field")]
+    Field {
+        /// The kind.
+        kind: String,
+        /// The field.
+        field: String,
+    },
+}
+
+impl Registry {
+    /// Without any kind.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// With the layers of semisep.
+    pub fn builtin() -> Self {
+        let mut registry = Self::new();
+        registry.insert::<AttentionConfig>("attention");
+        registry.insert::<Mamba1Config>("mamba1");
+        registry.insert::<Mamba2Config>("mamba2");
+        registry.insert::<MlpConfig>("mlp");
+        registry
+    }
+
+    /// Adds a mixer under the name that its [`MixerConfig::kind`] gives. The configuration's fields are the keys beside
+    /// `mixer = "name"`; let it deny unknown fields.
+    ///
+    /// # Errors
+    /// If the name is taken or no name, or a field is called like a key that every block has (`norm`, `share`, ...).
+    pub fn register<C>(&mut self, name: &str) -> Result<(), RegistryError>
+    where
+        C: MixerConfig + DeserializeOwned + Serialize + JsonSchema + 'static,
+    {
+        if !is_name(name) {
+            return Err(RegistryError::Name(name.into()));
+        }
+        if self.kinds.contains_key(name) {
+            return Err(RegistryError::Taken(name.into()));
+        }
+        let fields = C::json_schema(&mut SchemaGenerator::default());
+        let fields = properties(fields.as_value());
+        if let Some(field) = reserved_keys().into_iter().find(|key| fields.contains(key)) {
+            return Err(RegistryError::Field { kind: name.into(), field });
+        }
+        self.insert::<C>(name);
+        Ok(())
+    }
+
+    fn insert<C>(&mut self, name: &str)
+    where
+        C: MixerConfig + DeserializeOwned + Serialize + JsonSchema + 'static,
+    {
+        self.kinds.insert(name.into(), Kind { read: read::<C>, schema: C::json_schema });
+    }
+
+    /// The names of all kinds, sorted.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.kinds.keys().map(String::as_str)
+    }
+
+    pub(crate) fn get(&self, name: &str) -> Option<&Kind> {
+        self.kinds.get(name)
+    }
+}
+
+impl fmt::Debug for Registry {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_set().entries(self.names()).finish()
+    }
+}
+
+fn read<C>(table: ValueDeserializer<'_>) -> Result<Arc<dyn MixerConfig>, toml::de::Error>
+where
+    C: MixerConfig + DeserializeOwned + 'static,
+{
+    Ok(Arc::new(C::deserialize(table)?))
+}
+
+/// The keys of the object that a schema describes.
+pub(crate) fn properties(schema: &serde_json::Value) -> Vec<String> {
+    schema["properties"].as_object().map(|p| p.keys().cloned().collect()).unwrap_or_default()
+}

@@ -1,0 +1,94 @@
+//! Mixers of other crates: registered with one line, then as good as the built-in ones.
+
+use candle_core::Result;
+use schemars::JsonSchema;
+use semisep_core::{Issue, Mixer, MixerConfig, MlpConfig, VarBuilder, in_range};
+use semisep_models::blueprint::json_schema;
+use semisep_models::{Blueprint, Registry, RegistryError};
+use serde::{Deserialize, Serialize};
+
+/// An MLP by another name.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+struct LeakyConfig {
+    /// Longest initial time constant, in tokens.
+    tau_max: usize,
+}
+
+impl MixerConfig for LeakyConfig {
+    fn kind(&self) -> &'static str {
+        "leaky"
+    }
+    fn check(&self, _: usize) -> Vec<Issue> {
+        in_range("tau_max", self.tau_max, 2).into_iter().collect()
+    }
+    fn build(&self, d_model: usize, vb: VarBuilder) -> Result<Box<dyn Mixer>> {
+        MlpConfig { d_intermediate: Some(self.tau_max), ..MlpConfig::default() }.build(d_model, vb)
+    }
+    fn to_json(&self) -> serde_json::Value {
+        serde_json::json!(self)
+    }
+}
+
+/// Its field is a key of every block.
+#[derive(Debug, Serialize, Deserialize, JsonSchema)]
+struct Greedy {
+    norm: usize,
+}
+
+impl MixerConfig for Greedy {
+    fn kind(&self) -> &'static str {
+        "greedy"
+    }
+    fn check(&self, _: usize) -> Vec<Issue> {
+        vec![]
+    }
+    fn build(&self, d_model: usize, vb: VarBuilder) -> Result<Box<dyn Mixer>> {
+        MlpConfig::default().build(d_model, vb)
+    }
+    fn to_json(&self) -> serde_json::Value {
+        serde_json::json!(self)
+    }
+}
+
+const TEXT: &str = "name = \"x\"\n[model]\nd_model = 8\nvocab_size = 8\n[blocks.l]\nmixer = \"leaky\"\ntau_max = 9\n\
+                    norm = \"post\"\n[stack]\nn_layer = 2\npattern = [\"l\"]\n";
+
+#[test]
+fn a_mixer_of_another_crate_is_read_checked_and_written() {
+    let mut registry = Registry::builtin();
+    registry.register::<LeakyConfig>("leaky").unwrap();
+    assert!(registry.names().eq(["attention", "leaky", "mamba1", "mamba2", "mlp"]));
+    let architecture = Blueprint::parse(TEXT, "x.toml", &registry).unwrap().architecture();
+    assert_eq!(architecture.layers[1].stages[0].branches[0].mixer.kind(), "leaky");
+    let again = Blueprint::parse(&architecture.to_toml(), "y.toml", &registry).unwrap().architecture();
+    assert_eq!(again.hash(), architecture.hash());
+    let schema = json_schema(&registry);
+    assert_eq!(schema["$defs"]["block.leaky"]["required"], serde_json::json!(["tau_max", "mixer"]));
+
+    let errors = Blueprint::parse(&TEXT.replace("= 9", "= 1\ntau = 2"), "x.toml", &registry).unwrap_err();
+    let found: Vec<_> = errors.diagnostics.iter().map(|d| (d.line, d.key.as_str())).collect();
+    assert_eq!(found, [(7, "blocks.l.tau_max"), (8, "blocks.l.tau")]);
+    let unknown = Blueprint::parse(&TEXT.replace("leaky", "leeky"), "x.toml", &registry).unwrap_err();
+    assert_eq!(unknown.diagnostics[0].help.as_deref(), Some("did you mean `leaky`?"));
+}
+
+#[test]
+fn names_and_fields_that_clash_are_refused() {
+    let mut registry = Registry::builtin();
+    assert_eq!(registry.register::<LeakyConfig>("mlp"), Err(RegistryError::Taken("mlp".into())));
+    assert_eq!(registry.register::<LeakyConfig>("my mixer"), Err(RegistryError::Name("my mixer".into())));
+    let clash = registry.register::<Greedy>("greedy").unwrap_err();
+    assert_eq!(clash, RegistryError::Field { kind: "greedy".into(), field: "norm".into() });
+}
+
+#[test]
+fn no_built_in_mixer_clashes_with_the_keys_of_blocks() {
+    use semisep_attention::AttentionConfig;
+    let mut registry = Registry::new();
+    registry.register::<MlpConfig>("mlp").unwrap();
+    registry.register::<AttentionConfig>("attention").unwrap();
+    registry.register::<semisep_mamba1::Mamba1Config>("mamba1").unwrap();
+    registry.register::<semisep_mamba2::Mamba2Config>("mamba2").unwrap();
+    assert!(registry.names().eq(Registry::builtin().names()));
+}
