@@ -1,1 +1,13 @@
-//! semisep.
+//! The zoo: checkpoints of many families and formats as models, and the `semisep` command.
+
+pub mod checkpoint;
+pub mod cli;
+mod error;
+pub mod files;
+pub mod import;
+pub mod load;
+pub mod text;
+pub mod tokenizer;
+pub mod verify;
+
+pub use error::{Error, Result};

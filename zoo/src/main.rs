@@ -1,2 +1,7 @@
 //! The `semisep` command.
-fn main() {}
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    semisep_zoo::cli::run(std::env::args_os())
+}

@@ -1,0 +1,165 @@
+//! Checkpoint files: a folder of weights as a list of named tensors whose bytes stay in the mapped files until asked for.
+
+mod convert;
+mod dtype;
+mod pickle;
+mod safetensors;
+mod shards;
+mod torch;
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use candle_core::{DType, Device, Tensor};
+
+pub use dtype::StoredType;
+
+use crate::files::Mapped;
+use crate::{Error, Result};
+
+/// Most dimensions of a tensor.
+const MAX_RANK: usize = 8;
+
+/// One tensor as it lies in a file.
+#[derive(Debug, Clone)]
+pub struct Stored {
+    /// Its name in the file.
+    pub name: String,
+    /// Its elements' type.
+    pub dtype: StoredType,
+    /// Its shape.
+    pub shape: Vec<usize>,
+    /// Strides in elements, where they are not row-major (PyTorch files only).
+    strides: Option<Vec<usize>>,
+    /// Which file of the checkpoint.
+    file: usize,
+    /// First byte in the file.
+    offset: usize,
+    /// How many bytes may be read from there.
+    bytes: usize,
+    /// Product of the shape.
+    pub elements: usize,
+}
+
+/// The tensors of a folder or file.
+#[derive(Debug)]
+pub struct Checkpoint {
+    files: Vec<Mapped>,
+    tensors: BTreeMap<String, Stored>,
+}
+
+/// A tensor read from a checkpoint.
+pub struct Read {
+    /// Its values.
+    pub tensor: Tensor,
+    /// How many of them are NaN or infinite.
+    pub non_finite: usize,
+}
+
+impl Checkpoint {
+    /// The weights of a folder: `model.safetensors`, else its shards by `model.safetensors.index.json`, else
+    /// `pytorch_model.bin`, else its shards by `pytorch_model.bin.index.json`.
+    ///
+    /// # Errors
+    /// If there are none, or a file is damaged, holds code, or lies outside of the folder.
+    pub fn open(folder: &Path) -> Result<Self> {
+        if !folder.is_dir() {
+            return Err(Error::at(folder, "expected a folder with a checkpoint, found none")
+                .hint("name the folder that holds config.json and the weights"));
+        }
+        for stem in ["model.safetensors", "pytorch_model.bin"] {
+            let (whole, index) = (folder.join(stem), folder.join(format!("{stem}.index.json")));
+            // symlink_metadata: a dangling link is an error to report, not an absent file.
+            if whole.symlink_metadata().is_ok() {
+                return Self::open_files(&[whole]);
+            }
+            if index.symlink_metadata().is_ok() {
+                return shards::open(folder, &index);
+            }
+        }
+        Err(Error::at(
+            folder,
+            "expected model.safetensors or pytorch_model.bin (or shards with an index), found neither",
+        )
+        .hint("name the folder that holds config.json and the weights"))
+    }
+
+    /// The tensors of these files, together; `.safetensors` by its name, PyTorch archives otherwise.
+    ///
+    /// # Errors
+    /// If a file is damaged or holds code, or two hold a tensor of the same name.
+    pub fn open_files(paths: &[PathBuf]) -> Result<Self> {
+        let mut checkpoint = Self { files: Vec::with_capacity(paths.len()), tensors: BTreeMap::new() };
+        for (file, path) in paths.iter().enumerate() {
+            let mapped = Mapped::open(path)?;
+            let is_safetensors = path.extension().is_some_and(|e| e == "safetensors");
+            let read = if is_safetensors { safetensors::tensors } else { torch::tensors };
+            for stored in read(mapped.bytes(), file, path)? {
+                let name = stored.name.clone();
+                if let Some(other) = checkpoint.tensors.insert(name.clone(), stored) {
+                    let first = paths[other.file].display();
+                    return Err(Error::at(path, format!("{name} is in {first} as well, expected it once")));
+                }
+            }
+            checkpoint.files.push(mapped);
+        }
+        Ok(checkpoint)
+    }
+
+    /// All tensors by name.
+    pub fn tensors(&self) -> impl Iterator<Item = &Stored> {
+        self.tensors.values()
+    }
+
+    /// The tensor of this name.
+    pub fn get(&self, name: &str) -> Option<&Stored> {
+        self.tensors.get(name)
+    }
+
+    /// The file that a tensor is in.
+    pub fn path(&self, stored: &Stored) -> &Path {
+        self.files[stored.file].path()
+    }
+
+    /// Reads a tensor in `dtype`, straight from the file to its place in memory; the file's pages are let go of.
+    ///
+    /// # Errors
+    /// If there is none of this name, it has another number of elements than `shape`, or no numbers.
+    pub fn read(&self, name: &str, shape: &[usize], dtype: DType, device: &Device) -> Result<Read> {
+        let stored =
+            self.get(name).ok_or_else(|| Error::new(format!("the checkpoint has no tensor {name}")))?;
+        let elements = shape.iter().try_fold(1usize, |n, &d| n.checked_mul(d));
+        if elements != Some(stored.elements) {
+            let message = format!("{name}: expected shape {shape:?}, found {:?}", stored.shape);
+            return Err(Error::at(self.path(stored), message));
+        }
+        let file = &self.files[stored.file];
+        let converted = convert::convert(file, stored, shape, dtype, device)?;
+        Ok(Read { tensor: converted.tensor, non_finite: converted.non_finite })
+    }
+
+    /// Whether two tensors hold the same bytes in the same shape.
+    pub fn same(&self, a: &Stored, b: &Stored) -> bool {
+        if (a.dtype, &a.shape, &a.strides) != (b.dtype, &b.shape, &b.strides) {
+            return false;
+        }
+        if (a.file, a.offset) == (b.file, b.offset) {
+            return true;
+        }
+        // Piece by piece, so that comparing does not fill the memory with the file.
+        let (file_a, file_b) = (&self.files[a.file], &self.files[b.file]);
+        let length = a.bytes.min(b.bytes);
+        (a.strides.is_some() || a.bytes == b.bytes)
+            && (0..length).step_by(PIECE).all(|start| {
+                let end = (start + PIECE).min(length);
+                let (range_a, range_b) = (a.offset + start..a.offset + end, b.offset + start..b.offset + end);
+                let same = file_a.bytes()[range_a.clone()] == file_b.bytes()[range_b.clone()];
+                file_a.release(range_a);
+                file_b.release(range_b);
+                same
+            })
+    }
+}
+
+/// Bytes compared at a time.
+const PIECE: usize = 16 << 20;

@@ -1,0 +1,106 @@
+//! The arguments that name a model and say how to load it.
+
+use std::io::IsTerminal;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use candle_core::{DType, Device};
+use clap::{Args, ValueEnum};
+use indicatif::{ProgressBar, ProgressStyle};
+
+use crate::load::{LoadOptions, Loaded, plan};
+use crate::{Error, Result};
+
+/// Progress is drawn for models at least this large: smaller ones are there at once.
+const LARGE: u64 = 256 << 20;
+
+/// A model folder and how to load it.
+#[derive(Debug, Args)]
+pub(super) struct ModelArgs {
+    /// Folder with config.json and the weights (model.safetensors, its shards, or pytorch_model.bin)
+    #[arg(value_name = "DIR")]
+    pub(super) folder: PathBuf,
+    /// Dtype of the weights in memory
+    #[arg(long, value_enum, default_value = "f32")]
+    pub(super) dtype: Dtype,
+    /// `cpu`, `cuda` or `cuda:N`
+    #[arg(long, default_value = "cpu", value_parser = device)]
+    device: Where,
+    /// Fill parameters that the checkpoint lacks with random values
+    #[arg(long)]
+    allow_missing: bool,
+    /// Pass over tensors that the model has no use for
+    #[arg(long)]
+    allow_unexpected: bool,
+}
+
+/// Dtypes of weights.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(super) enum Dtype {
+    F64,
+    F32,
+    Bf16,
+    F16,
+}
+
+impl From<Dtype> for DType {
+    fn from(dtype: Dtype) -> Self {
+        match dtype {
+            Dtype::F64 => Self::F64,
+            Dtype::F32 => Self::F32,
+            Dtype::Bf16 => Self::BF16,
+            Dtype::F16 => Self::F16,
+        }
+    }
+}
+
+/// A device by name; it is opened when it is needed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Where {
+    Cpu,
+    Cuda(usize),
+}
+
+fn device(name: &str) -> Result<Where, String> {
+    let index = match name {
+        "cpu" => return Ok(Where::Cpu),
+        "cuda" => Some(0),
+        _ => name.strip_prefix("cuda:").and_then(|n| n.parse().ok()),
+    };
+    index.map(Where::Cuda).ok_or_else(|| "expected cpu, cuda or cuda:N".into())
+}
+
+impl ModelArgs {
+    /// Loads the model, with a progress bar on a terminal if it is large.
+    pub(super) fn load(&self) -> Result<Loaded> {
+        let device = match self.device {
+            Where::Cpu => Device::Cpu,
+            Where::Cuda(n) => Device::new_cuda(n).map_err(|e| {
+                Error::new(format!("--device cuda:{n}: {e}"))
+                    .hint("build with --features cuda on a machine with a GPU")
+            })?,
+        };
+        let mut options = LoadOptions {
+            dtype: self.dtype.into(),
+            device,
+            allow_missing: self.allow_missing,
+            allow_unexpected: self.allow_unexpected,
+            progress: None,
+        };
+        let planned = plan(&self.folder, &options)?;
+        if planned.bytes() < LARGE || !std::io::stderr().is_terminal() {
+            return planned.load(&options);
+        }
+        let bar = ProgressBar::new(planned.bytes());
+        if let Ok(style) =
+            ProgressStyle::with_template("loading {bar:30} {bytes}/{total_bytes} {bytes_per_sec}")
+        {
+            bar.set_style(style);
+        }
+        let counter = bar.clone();
+        options.progress = Some(Arc::new(move |bytes| counter.inc(bytes)));
+        let loaded = planned.load(&options);
+        bar.finish_and_clear();
+        loaded
+    }
+}

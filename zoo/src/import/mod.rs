@@ -1,0 +1,159 @@
+//! Importers: the configuration of a checkpoint as an [`Architecture`], and its tensor names as ours.
+//!
+//! An importer is data about a family, not model code. A new one is a function of this shape and a line in [`IMPORTERS`].
+
+mod fields;
+mod json;
+mod mamba_hf;
+mod names;
+mod state_spaces;
+
+use std::path::Path;
+use std::sync::Arc;
+
+pub use fields::Fields;
+pub use json::{number, read as read_json};
+pub use names::Names;
+use semisep_core::MixerConfig;
+use semisep_models::normal::{Architecture, Branch, Layer, Merge, Stage};
+
+use crate::checkpoint::Checkpoint;
+use crate::{Error, Result};
+
+/// Most layers of a model.
+pub const MAX_LAYERS: usize = 10_000;
+
+/// A configuration understood.
+#[derive(Debug, Clone)]
+pub struct Import {
+    /// The family's name.
+    pub family: &'static str,
+    /// The model.
+    pub architecture: Architecture,
+    /// Where its tensors are.
+    pub names: Names,
+    /// What the user should know: values that were overruled by the tensors.
+    pub notes: Vec<String>,
+}
+
+/// What an importer works from.
+pub struct Folder<'a> {
+    /// The folder, for the model's name.
+    pub path: &'a Path,
+    /// `config.json`.
+    pub config: Fields,
+    /// The weights.
+    pub checkpoint: &'a Checkpoint,
+}
+
+/// A family of checkpoints.
+pub struct Importer {
+    /// Its name.
+    pub family: &'static str,
+    /// Whether a configuration is one of this family.
+    pub detects: fn(&Fields) -> bool,
+    /// The configuration as architecture and names; problems are collected in `config` and reported by the caller.
+    pub import: fn(&Folder<'_>) -> Result<Import>,
+}
+
+/// Every family, most specific first.
+pub static IMPORTERS: &[Importer] = &[mamba_hf::MAMBA, mamba_hf::MAMBA2, state_spaces::STATE_SPACES];
+
+/// Understands `config.json` of a folder.
+///
+/// # Errors
+/// If there is none, its family is unknown, or keys are missing or wrong: all of them in one error.
+pub fn import(folder: &Path, checkpoint: &Checkpoint) -> Result<Import> {
+    let path = folder.join("config.json");
+    if !path.exists() {
+        return Err(Error::at(&path, "expected the model's configuration, found none")
+            .hint("copy config.json from where the weights come from"));
+    }
+    let config = Fields::open(&path)?;
+    let importer = IMPORTERS.iter().find(|i| (i.detects)(&config)).ok_or_else(|| unknown(&path, &config))?;
+    let folder = Folder { path: folder, config, checkpoint };
+    let import = (importer.import)(&folder);
+    // A value that is wrong in itself explains whatever failed because of it.
+    folder.config.finish()?;
+    import.map_err(|e| e.in_file(&path))
+}
+
+fn unknown(path: &Path, config: &Fields) -> Error {
+    let known: Vec<&str> = IMPORTERS.iter().map(|i| i.family).collect();
+    let found = match config.text("model_type") {
+        Some(model_type) => format!("model_type {model_type:?}"),
+        None => "no model_type and no ssm_cfg".into(),
+    };
+    Error::at(path, format!("expected a family of the zoo, found {found}"))
+        .hint(format!("known families: {}", known.join(", ")))
+}
+
+/// Whether `model_type` is this, or one of `architectures` is (for configurations without it).
+fn is_type(config: &Fields, model_type: &str, architecture: &str) -> bool {
+    match config.get("model_type") {
+        Some(value) => value.as_str() == Some(model_type),
+        None => config
+            .get("architectures")
+            .and_then(|list| list.as_array())
+            .is_some_and(|list| list.iter().any(|a| a.as_str() == Some(architecture))),
+    }
+}
+
+impl Folder<'_> {
+    /// The model's name: that of the folder.
+    fn name(&self) -> String {
+        let real = self.path.canonicalize().unwrap_or_else(|_| self.path.into());
+        real.file_name().map_or_else(|| "model".into(), |name| name.to_string_lossy().into_owned())
+    }
+
+    /// Compares the embedding with what the configuration says: vocabulary and width.
+    fn check_embedding(&self, embedding: &str, rows: usize, (width_key, d_model): (&str, usize)) {
+        let Some(stored) = self.checkpoint.get(embedding).filter(|_| self.config.ok()) else { return };
+        let found = stored.shape.as_slice();
+        if found.first() != Some(&rows) {
+            let message =
+                format!("expects {rows} rows of {embedding} (padding included), found shape {found:?}");
+            self.config.problem("vocab_size", message);
+        } else if found != [rows, d_model] {
+            let message = format!("expects {embedding} of shape {:?}, found {found:?}", [rows, d_model]);
+            self.config.problem(width_key, message);
+        }
+    }
+
+    /// Whether the head is the embedding, given what the configuration says (`None`: nothing) and the family's default,
+    /// and a note if the tensors say otherwise.
+    fn tied(&self, said: Option<bool>, default: bool, embedding: &str) -> (bool, Option<String>) {
+        let stored = |name| self.checkpoint.get(name);
+        match (stored("lm_head.weight"), stored(embedding)) {
+            (None, _) => (said.unwrap_or(true), None),
+            (Some(head), Some(embedding))
+                if said.unwrap_or(default) && !self.checkpoint.same(head, embedding) =>
+            {
+                let note = "lm_head.weight differs from the embedding: loaded as a head of its own, though the \
+                            configuration ties them";
+                (false, Some(note.into()))
+            }
+            _ => (said.unwrap_or(default), None),
+        }
+    }
+}
+
+/// One mixer after its norm.
+fn residual(mixer: Arc<dyn MixerConfig>, path: &str, norm: &str) -> Stage {
+    Stage {
+        branches: vec![Branch {
+            mixer,
+            path: path.into(),
+            pre_norm: Some(norm.into()),
+            post_norm: None,
+            input_multiplier: 1.0,
+            output_multiplier: 1.0,
+        }],
+        merge: Merge::Sum,
+    }
+}
+
+/// A layer of these stages.
+fn layer(block: &str, stages: Vec<Stage>) -> Layer {
+    Layer { block: block.into(), stages, share: None }
+}

@@ -1,0 +1,135 @@
+//! From a folder to a model: configuration, a plan that accounts for every tensor, then the weights, read once.
+
+mod report;
+mod weights;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use candle_core::{DType, Device};
+pub use report::{LoadedTensor, Mismatch, Report};
+use semisep_core::VarBuilder;
+use semisep_models::LanguageModel;
+use semisep_models::normal::Architecture;
+pub use weights::Progress;
+use weights::{Plan, Tensors, Weights};
+
+use crate::checkpoint::Checkpoint;
+use crate::import;
+use crate::{Error, Result};
+
+/// How to load.
+#[derive(Clone)]
+pub struct LoadOptions {
+    /// The weights' dtype in memory: f64, f32, bf16 or f16. Norms, decays and the like stay in f32 (f64).
+    pub dtype: DType,
+    /// Where the model will be.
+    pub device: Device,
+    /// Fill parameters that the checkpoint lacks with seeded random values.
+    pub allow_missing: bool,
+    /// Pass over tensors that the model has no use for.
+    pub allow_unexpected: bool,
+    /// Told of the bytes read.
+    pub progress: Option<Arc<Progress>>,
+}
+
+impl Default for LoadOptions {
+    fn default() -> Self {
+        Self {
+            dtype: DType::F32,
+            device: Device::Cpu,
+            allow_missing: false,
+            allow_unexpected: false,
+            progress: None,
+        }
+    }
+}
+
+/// A model from a folder.
+pub struct Loaded {
+    /// The folder.
+    pub folder: PathBuf,
+    /// The family that its configuration belongs to.
+    pub family: &'static str,
+    /// The model's normal form.
+    pub architecture: Architecture,
+    /// The model.
+    pub model: LanguageModel,
+    /// What became of every tensor.
+    pub report: Report,
+}
+
+/// A folder whose configuration and tensors fit together, before any weight is read.
+pub struct Planned {
+    folder: PathBuf,
+    family: &'static str,
+    /// The model's normal form.
+    pub architecture: Architecture,
+    /// What would be read.
+    pub report: Report,
+    tensors: Arc<Tensors>,
+}
+
+/// Loads the model of a folder.
+///
+/// # Errors
+/// If a file is missing or damaged, the configuration is wrong, or a tensor is missing, unexpected, of another shape, of
+/// a type that is no number, or not finite.
+pub fn load(folder: &Path, options: &LoadOptions) -> Result<Loaded> {
+    plan(folder, options)?.load(options)
+}
+
+/// Reads the configuration and accounts for every tensor, without reading the weights.
+///
+/// # Errors
+/// As for [`load`], but for what only the values tell.
+pub fn plan(folder: &Path, options: &LoadOptions) -> Result<Planned> {
+    let checkpoint = Arc::new(Checkpoint::open(folder)?);
+    let import = import::import(folder, &checkpoint)?;
+    let tensors = Arc::new(Tensors::new(checkpoint, &import.names)?);
+    let plan = Arc::new(Plan::new(tensors.clone()));
+    let vb = VarBuilder::new(plan.clone(), options.dtype, Device::Cpu);
+    let built = LanguageModel::new(&import.architecture, &vb);
+    let report = Report { notes: import.notes, ..plan.report() };
+    if let Some(refusal) = report.refusal(options.allow_missing, options.allow_unexpected) {
+        return Err(Error::at(folder, refusal).hint(
+            "the configuration and the weights belong to different models, or a file is incomplete; --allow-missing and \
+             --allow-unexpected load regardless",
+        ));
+    }
+    built.map_err(|e| Error::at(folder, e))?;
+    Ok(Planned {
+        folder: folder.into(),
+        family: import.family,
+        architecture: import.architecture,
+        report,
+        tensors,
+    })
+}
+
+impl Planned {
+    /// Bytes that will be read.
+    pub fn bytes(&self) -> u64 {
+        let bytes = |t: &LoadedTensor| t.dtype.bytes(t.shape.iter().product()).unwrap_or(0) as u64;
+        self.report.loaded.iter().map(bytes).sum()
+    }
+
+    /// Reads the weights and builds the model.
+    ///
+    /// # Errors
+    /// If memory cannot be had, or values are not finite.
+    pub fn load(self, options: &LoadOptions) -> Result<Loaded> {
+        let Self { folder, family, architecture, mut report, tensors } = self;
+        let weights = Arc::new(Weights::new(tensors, options.progress.clone()));
+        let vb = VarBuilder::new(weights.clone(), options.dtype, options.device.clone());
+        let model = LanguageModel::new(&architecture, &vb).map_err(|e| Error::at(&folder, e))?;
+        report.non_finite = weights.non_finite();
+        if !report.non_finite.is_empty() {
+            let list = report.non_finite.iter().map(|(name, n)| format!("{name} ({n} values)"));
+            let message = format!("NaN or infinite as {}: {}", options.dtype.as_str(), report::some(list));
+            return Err(Error::at(&folder, message)
+                .hint("the file is damaged, training diverged, or the values need a wider --dtype"));
+        }
+        Ok(Loaded { folder, family, architecture, model, report })
+    }
+}

@@ -1,0 +1,218 @@
+//! Text to tokens and back: `tokenizer.json`, or bytes.
+
+use std::path::Path;
+
+use semisep_models::normal::ModelConfig;
+
+use crate::files::read_text;
+use crate::import::Fields;
+use crate::{Error, Result};
+
+/// A tokenizer.
+pub enum Tokenizer {
+    /// From `tokenizer.json`.
+    Trained(Box<tokenizers::Tokenizer>),
+    /// Ids 0 to 255 are bytes; other ids are no text.
+    Bytes,
+}
+
+impl Tokenizer {
+    /// The tokenizer of a model folder: `tokenizer.json`, else bytes.
+    ///
+    /// # Errors
+    /// If `tokenizer.json` is damaged, or there is none and the vocabulary has no room for bytes.
+    pub fn open(folder: &Path, model: &ModelConfig) -> Result<Self> {
+        let path = folder.join("tokenizer.json");
+        if path.exists() {
+            let text = read_text(&path)?;
+            let tokenizer =
+                text.parse().map_err(|e| Error::at(&path, format!("expected a tokenizer: {e}")))?;
+            return Ok(Self::Trained(Box::new(tokenizer)));
+        }
+        if model.vocab_size < 256 {
+            let message = format!(
+                "there is no tokenizer.json, and a vocabulary of {} has no room for bytes (256)",
+                model.vocab_size
+            );
+            return Err(Error::at(folder, message).hint("copy the model's tokenizer.json into the folder"));
+        }
+        Ok(Self::Bytes)
+    }
+
+    /// The tokens of a text, with the special tokens that the tokenizer puts around a text.
+    ///
+    /// # Errors
+    /// If the tokenizer fails.
+    pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
+        match self {
+            Self::Trained(tokenizer) => {
+                let encoding =
+                    tokenizer.encode(text, true).map_err(|e| Error::new(format!("tokenizer: {e}")))?;
+                Ok(encoding.get_ids().to_vec())
+            }
+            Self::Bytes => Ok(text.bytes().map(u32::from).collect()),
+        }
+    }
+
+    /// The text of tokens; bytes that are no UTF-8 become U+FFFD.
+    ///
+    /// # Errors
+    /// If the tokenizer fails.
+    pub fn decode(&self, tokens: &[u32]) -> Result<String> {
+        match self {
+            Self::Trained(tokenizer) => {
+                tokenizer.decode(tokens, true).map_err(|e| Error::new(format!("tokenizer: {e}")))
+            }
+            Self::Bytes => {
+                let bytes: Vec<u8> = tokens.iter().filter_map(|&t| u8::try_from(t).ok()).collect();
+                Ok(String::from_utf8_lossy(&bytes).into_owned())
+            }
+        }
+    }
+}
+
+/// Turns tokens into text as they come, never half a character.
+///
+/// A token may end within a character, and the text of a token may depend on those before it (spaces). So a window of
+/// tokens is decoded each time, and what is new is given out, but for replacement characters at its end, which the next
+/// token may turn into text.
+#[derive(Debug, Default)]
+pub struct Stream {
+    window: Vec<u32>,
+    given: String,
+}
+
+/// Tokens kept before the window is cut.
+const WINDOW: usize = 32;
+/// Tokens of context kept when it is cut.
+const CONTEXT: usize = 8;
+/// A character has at most four bytes: this many may still be waiting for the last.
+const WAITING: usize = 3;
+
+impl Stream {
+    /// The text that `token` adds; empty while a character is incomplete.
+    ///
+    /// # Errors
+    /// If the tokenizer fails.
+    pub fn push(&mut self, tokenizer: &Tokenizer, token: u32) -> Result<String> {
+        self.window.push(token);
+        let text = tokenizer.decode(&self.window)?;
+        let complete = without_incomplete(&text);
+        let Some(new) = complete.strip_prefix(self.given.as_str()) else { return Ok(String::new()) };
+        let new = new.to_string();
+        if self.window.len() > WINDOW && complete.len() == text.len() {
+            let context = self.window.split_off(self.window.len() - CONTEXT);
+            let given = tokenizer.decode(&context)?;
+            // A context that begins within a character would change the text.
+            if !given.contains('\u{fffd}') && text.ends_with(&given) {
+                (self.window, self.given) = (context, given);
+                return Ok(new);
+            }
+            self.window.extend(context);
+        }
+        self.given += &new;
+        Ok(new)
+    }
+
+    /// What is left at the end, incomplete characters as U+FFFD.
+    ///
+    /// # Errors
+    /// If the tokenizer fails.
+    pub fn finish(&mut self, tokenizer: &Tokenizer) -> Result<String> {
+        let text = tokenizer.decode(&self.window)?;
+        let rest = text.strip_prefix(self.given.as_str()).unwrap_or_default().to_string();
+        *self = Self::default();
+        Ok(rest)
+    }
+}
+
+fn without_incomplete(text: &str) -> &str {
+    let mut complete = text;
+    for _ in 0..WAITING {
+        complete = complete.strip_suffix('\u{fffd}').unwrap_or(complete);
+    }
+    complete
+}
+
+/// The tokens that end a text: `eos_token_id` of `generation_config.json`, else of `config.json`; a number or a list.
+///
+/// # Errors
+/// If a file is damaged, or the value is something else.
+pub fn stop_tokens(folder: &Path) -> Result<Vec<u32>> {
+    for name in ["generation_config.json", "config.json"] {
+        let path = folder.join(name);
+        if !path.exists() {
+            continue;
+        }
+        let config = Fields::open(&path)?;
+        let Some(value) = config.get("eos_token_id") else { continue };
+        let id = |v: &serde_json::Value| v.as_u64().and_then(|id| u32::try_from(id).ok());
+        let ids = match value {
+            serde_json::Value::Array(ids) => ids.iter().map(id).collect(),
+            one => id(one).map(|id| vec![id]),
+        };
+        return ids.ok_or_else(|| {
+            Error::at(&path, format!("eos_token_id: expected a token id or a list of them, found {value}"))
+        });
+    }
+    Ok(Vec::new())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn stream(tokenizer: &Tokenizer, tokens: &[u32]) -> (Vec<String>, String) {
+        let mut stream = Stream::default();
+        let mut pieces: Vec<String> = tokens.iter().map(|&t| stream.push(tokenizer, t).unwrap()).collect();
+        pieces.push(stream.finish(tokenizer).unwrap());
+        let all = pieces.concat();
+        (pieces, all)
+    }
+
+    #[test]
+    fn characters_come_whole() {
+        let text = "naïve € 🦀 ".repeat(20);
+        let tokens = Tokenizer::Bytes.encode(&text).unwrap();
+        let (pieces, all) = stream(&Tokenizer::Bytes, &tokens);
+        assert_eq!(all, text);
+        assert!(pieces.iter().all(|piece| !piece.contains('\u{fffd}')));
+    }
+
+    #[test]
+    fn broken_bytes_end_as_replacement_characters() {
+        let tokens = [b'a'.into(), 0xe2, 0x82, b'b'.into(), 0xf0, 0x9f];
+        assert_eq!(stream(&Tokenizer::Bytes, &tokens).1, "a\u{fffd}b\u{fffd}");
+        let many = [0xff; 100];
+        assert_eq!(stream(&Tokenizer::Bytes, &many).1, "\u{fffd}".repeat(100));
+    }
+
+    /// A tokenizer with byte fallback, as in Llama files: bytes become text only when a character is whole.
+    #[test]
+    fn byte_fallback() {
+        let vocab: Vec<String> = (0..256).map(|b| format!("\"<0x{b:02X}>\":{b}")).collect();
+        let json = format!(
+            r#"{{"version":"1.0","added_tokens":[],"normalizer":null,"pre_tokenizer":null,"post_processor":null,
+            "decoder":{{"type":"Sequence","decoders":[{{"type":"ByteFallback"}},{{"type":"Fuse"}}]}},
+            "model":{{"type":"BPE","byte_fallback":true,"vocab":{{{}}},"merges":[]}}}}"#,
+            vocab.join(",")
+        );
+        let tokenizer = Tokenizer::Trained(Box::new(json.parse().unwrap()));
+        let text = "aé€🦀!".repeat(12);
+        let tokens: Vec<u32> = text.bytes().map(u32::from).collect();
+        assert_eq!(tokenizer.encode(&text).unwrap(), tokens);
+        assert_eq!(stream(&tokenizer, &tokens).1, text);
+    }
+
+    #[test]
+    fn stop_tokens_of_both_files() {
+        let dir = tempfile::tempdir().unwrap();
+        assert!(stop_tokens(dir.path()).unwrap().is_empty());
+        std::fs::write(dir.path().join("config.json"), r#"{"eos_token_id": 3}"#).unwrap();
+        assert_eq!(stop_tokens(dir.path()).unwrap(), [3]);
+        std::fs::write(dir.path().join("generation_config.json"), r#"{"eos_token_id": [1, 2]}"#).unwrap();
+        assert_eq!(stop_tokens(dir.path()).unwrap(), [1, 2]);
+        std::fs::write(dir.path().join("generation_config.json"), r#"{"eos_token_id": "x"}"#).unwrap();
+        assert!(stop_tokens(dir.path()).unwrap_err().to_string().contains("eos_token_id"));
+    }
+}
