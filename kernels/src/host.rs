@@ -1,5 +1,7 @@
 //! Tensors on the CPU as slices, and slices as tensors.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
+
 use candle_core::{CpuStorage, DType, Layout, Result, Shape, Storage, Tensor, WithDType, bail};
 
 use crate::simd::Real;
@@ -118,10 +120,100 @@ pub fn state_dtype(data: DType) -> DType {
     if data == DType::F64 { DType::F64 } else { DType::F32 }
 }
 
+/// Rows of equal width at a constant distance: a contiguous tensor, or a slice of one along its last dimension.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Rows<'a, T> {
+    data: &'a [T],
+    stride: usize,
+    /// Number of rows.
+    pub(crate) rows: usize,
+    /// Elements of a row.
+    pub(crate) width: usize,
+}
+
+impl<'a, T> Rows<'a, T> {
+    #[inline(always)]
+    pub(crate) fn row(&self, i: usize) -> &'a [T] {
+        &self.data[i * self.stride..][..self.width]
+    }
+
+    /// The whole extent, and the distance from row to row.
+    pub(crate) fn raw(&self) -> (&'a [T], usize) {
+        (self.data, self.stride)
+    }
+}
+
+/// The rows of a CPU tensor (..., width), read in place; `None` where they have no constant distance or have gaps
+/// inside (then a contiguous copy has to be made first).
+pub(crate) fn row_stride(layout: &Layout) -> Option<usize> {
+    let (dims, strides) = (layout.dims(), layout.stride());
+    let (&width, lead) = dims.split_last()?;
+    if width > 1 && strides[dims.len() - 1] != 1 {
+        return None;
+    }
+    // Walk outwards: each dimension must continue where the ones inside it end.
+    let mut next: Option<usize> = None;
+    let mut stride = width;
+    for (&dim, &s) in lead.iter().zip(strides).rev().filter(|(dim, _)| **dim != 1) {
+        match next {
+            None => stride = s,
+            Some(expected) if expected == s => {}
+            Some(_) => return None,
+        }
+        next = Some(s * dim);
+    }
+    Some(stride)
+}
+
+/// See [`row_stride`], which must have said yes.
+pub(crate) fn rows<'a, T: WithDType>(storage: &'a Storage, layout: &Layout) -> Result<Rows<'a, T>> {
+    let Storage::Cpu(storage) = storage else { bail!("expected a tensor on the CPU") };
+    let (Some(stride), Some(&width)) = (row_stride(layout), layout.dims().last()) else {
+        bail!(
+            "expected rows at a constant distance, got strides {:?} for {:?}",
+            layout.stride(),
+            layout.shape()
+        )
+    };
+    let rows = layout.dims()[..layout.dims().len() - 1].iter().product();
+    let extent = if rows == 0 || width == 0 { 0 } else { (rows - 1) * stride + width };
+    let data = &storage.as_slice::<T>()?[layout.start_offset()..][..extent];
+    Ok(Rows { data, stride: if rows * width == 0 { 0 } else { stride }, rows, width })
+}
+
+/// The tensor itself where [`rows`] can read it, else a contiguous copy.
+pub(crate) fn with_rows(x: &Tensor) -> Result<Tensor> {
+    if row_stride(x.layout()).is_some() { Ok(x.clone()) } else { x.contiguous() }
+}
+
+/// Threads of candle's pools. (candle's own count reads the processor list from the system at each call.)
+pub(crate) fn threads() -> usize {
+    static THREADS: std::sync::OnceLock<usize> = std::sync::OnceLock::new();
+    *THREADS.get_or_init(candle_core::utils::get_num_threads)
+}
+
+/// Short work shared over threads that wait for it spinning, which costs about a microsecond: `f(range)` for ranges
+/// that make up `0..n`, each a multiple of `grain` long but the last.
+pub(crate) fn spinning(n: usize, grain: usize, f: impl Fn(std::ops::Range<usize>) + Sync) {
+    let units = n.div_ceil(grain.max(1));
+    if units <= 1 || threads() == 1 {
+        return f(0..n);
+    }
+    let cursor = AtomicUsize::new(0);
+    candle_core::utils::barrier_pool().execute(|_| {
+        // Long ranges first, short ones last: few starts, and an even end.
+        let take = |start: usize| (start < units).then(|| start + ((units - start) / (2 * threads())).max(1));
+        while let Ok(start) = cursor.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take) {
+            let end = take(start).unwrap_or(units);
+            f(start * grain..n.min(end * grain));
+        }
+    });
+}
+
 /// Work shared over the threads of candle's pool: `f(i)` for each `i < n`, in any order.
 pub(crate) fn parallel(n: usize, f: impl Fn(usize) + Send + Sync) {
     use rayon::prelude::*;
-    if n <= 1 || candle_core::utils::get_num_threads() == 1 {
+    if n <= 1 || threads() == 1 {
         (0..n).for_each(f);
     } else {
         candle_core::utils::with_threadpool(|| (0..n).into_par_iter().for_each(f));
@@ -159,8 +251,39 @@ impl<T> Disjoint<T> {
 /// `c = a b` (+ `c` where `accumulate`), row-major views given by their strides, on the calling thread.
 ///
 /// `a` is (m, k) with strides `a_strides` (row, column), `b` (k, n), `c` (m, n).
-#[expect(clippy::too_many_arguments, reason = "three matrices and their strides")]
 pub(crate) fn gemm<T: Real>(
+    (m, k, n): (usize, usize, usize),
+    a: &[T],
+    a_strides: (usize, usize),
+    b: &[T],
+    b_strides: (usize, usize),
+    c: &mut [T],
+    c_strides: (usize, usize),
+    accumulate: bool,
+) {
+    gemm_on(gemm::Parallelism::None, (m, k, n), a, a_strides, b, b_strides, c, c_strides, accumulate);
+}
+
+/// [`gemm`] on all threads of candle's pool.
+pub(crate) fn gemm_parallel<T: Real>(
+    sizes: (usize, usize, usize),
+    a: &[T],
+    a_strides: (usize, usize),
+    b: &[T],
+    b_strides: (usize, usize),
+    c: &mut [T],
+    c_strides: (usize, usize),
+    accumulate: bool,
+) {
+    let threads = gemm::Parallelism::Rayon(threads());
+    candle_core::utils::with_threadpool(|| {
+        gemm_on(threads, sizes, a, a_strides, b, b_strides, c, c_strides, accumulate);
+    });
+}
+
+#[expect(clippy::too_many_arguments, reason = "three matrices and their strides")]
+fn gemm_on<T: Real>(
+    threads: gemm::Parallelism,
     (m, k, n): (usize, usize, usize),
     a: &[T],
     a_strides: (usize, usize),
@@ -197,7 +320,7 @@ pub(crate) fn gemm<T: Real>(
             false,
             false,
             false,
-            gemm::Parallelism::None,
+            threads,
         );
     }
 }

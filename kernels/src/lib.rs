@@ -16,6 +16,7 @@ mod check;
 mod gate;
 mod host;
 mod linear;
+pub mod machine;
 mod norm;
 mod parts;
 mod rotary;
@@ -34,3 +35,10 @@ pub use norm::{gated_rms_norm, layer_norm, rms_norm};
 pub use rotary::{RotaryLayout, rotary};
 pub use selective_scan::{SelectiveScan, SelectiveStateUpdate, selective_scan, selective_state_update};
 pub use ssd::{SsdChunkScan, SsdStateUpdate, ssd_chunk_scan, ssd_state_update};
+
+/// The definitions of the ops in plain tensor operations, differentiated by autograd: slow, and the oracle of the tests.
+pub mod naive {
+    pub use crate::gate::naive::{activation, gated_activation};
+    pub use crate::linear::naive::linear;
+    pub use crate::norm::naive::{gated_rms_norm, layer_norm, rms_norm};
+}

@@ -2,7 +2,7 @@
 //!
 //! Sources: Shazeer 2020 (gated linear units); Hendrycks and Gimpel 2016 (GELU); So et al. 2021 (squared ReLU).
 
-mod naive;
+pub(crate) mod naive;
 
 use candle_core::{Result, Tensor, bail};
 

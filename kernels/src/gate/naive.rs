@@ -5,7 +5,7 @@ use candle_core::{Result, Tensor};
 use super::Activation;
 
 /// See [`super::activation`].
-pub(crate) fn activation(x: &Tensor, act: Activation) -> Result<Tensor> {
+pub fn activation(x: &Tensor, act: Activation) -> Result<Tensor> {
     match act {
         Activation::Identity => Ok(x.clone()),
         // 1 / (1 + exp(-x)) has an infinite intermediate, and a NaN gradient, for very negative x.
@@ -19,6 +19,6 @@ pub(crate) fn activation(x: &Tensor, act: Activation) -> Result<Tensor> {
 }
 
 /// See [`super::gated_activation`].
-pub(crate) fn gated_activation(value: &Tensor, gate: &Tensor, act: Activation) -> Result<Tensor> {
+pub fn gated_activation(value: &Tensor, gate: &Tensor, act: Activation) -> Result<Tensor> {
     activation(gate, act)?.mul(value)
 }

@@ -1,169 +1,215 @@
 //! The dense map of few rows: each weight is read once, for all rows.
 //!
 //! Its floor is the memory's read bandwidth: the outputs are shared out over spinning threads in contiguous blocks, a
-//! few weight rows are read side by side, and partial sums stay in registers.
+//! few weight rows are read side by side, and the partial sums of a tile stay in registers.
 
-use half::{bf16, f16};
+use pulp::{Simd, WithSimd};
 
+use super::stored::{Register, Stored};
 use crate::host::{self, Disjoint, Rows};
-use crate::simd::{Real, vectorized};
-
-/// A stored number that the arithmetic type `T` holds exactly.
-pub(crate) trait Stored<T>: candle_core::WithDType + Send + Sync {
-    /// The value, without branches or calls.
-    fn widen(self) -> T;
-}
-
-impl Stored<f32> for f32 {
-    #[inline(always)]
-    fn widen(self) -> f32 {
-        self
-    }
-}
-
-impl Stored<f64> for f64 {
-    #[inline(always)]
-    fn widen(self) -> f64 {
-        self
-    }
-}
-
-impl Stored<f32> for bf16 {
-    #[inline(always)]
-    fn widen(self) -> f32 {
-        f32::from_bits(u32::from(self.to_bits()) << 16)
-    }
-}
-
-impl Stored<f32> for f16 {
-    #[inline(always)]
-    fn widen(self) -> f32 {
-        let bits = u32::from(self.to_bits());
-        let magnitude = (bits & 0x7fff) << 13;
-        // Exponent and mantissa in place, the bias mended by an exact product that also normalises subnormals.
-        let finite = (f32::from_bits(magnitude) * f32::from_bits(0x7780_0000)).to_bits();
-        let special = magnitude | 0x7f80_0000;
-        let value = if magnitude >= 0x0f80_0000 { special } else { finite };
-        f32::from_bits(value | (bits & 0x8000) << 16)
-    }
-}
-
-/// Partial sums of a dot product; two AVX2 registers or one AVX-512 register.
-const LANES: usize = 16;
 
 /// Weights that a thread must have to itself to be worth waking: about a microsecond's read.
 const GRAIN_BYTES: usize = 32 << 10;
 
-/// `y = x wᵀ + bias` for `w` (outputs, x.width) row-major and `y` (x.rows, outputs).
-pub(super) fn linear<T: Real, W: Stored<T>>(x: Rows<T>, w: &[W], bias: Option<&[T]>, y: &mut [T]) {
-    let outputs = y.len() / x.rows;
-    let y = Disjoint::new(y);
-    let grain = (GRAIN_BYTES / (x.width * size_of::<W>()).max(1)).max(1);
-    host::spinning(outputs, grain, |range| {
-        vectorized(|| block(x, w, bias, &y, outputs, range.start, range.end));
-    });
-}
+/// How far before their use weights are asked for: the machine's own guess at what is read next is not enough to keep the
+/// memory busy while narrow weights are being widened.
+const AHEAD_BYTES: usize = 2 << 10;
 
-/// Outputs `start..end` of all rows.
-#[inline(always)]
-fn block<T: Real, W: Stored<T>>(
+/// Room for the widest pair of registers of the narrowest stored type, 2 x 16 lanes.
+const PAIR: usize = 32;
+
+/// `y = x wᵀ + bias` for `w` (outputs, x.width) row-major and `y` (x.rows, outputs).
+pub(super) fn linear<T: Register, W: Stored<T>>(
     x: Rows<T>,
     w: &[W],
     bias: Option<&[T]>,
-    y: &Disjoint<T>,
+    y: &mut [T],
     outputs: usize,
-    start: usize,
-    end: usize,
 ) {
-    let mut o = start;
-    while o < end {
-        // A tile holds 4 sums of LANES: as many weight rows as leave room for the rows of x.
-        let tile = end - o;
-        let step = match (x.rows, tile) {
-            (1, 4..) => 4,
-            (_, 2..) => 2,
-            _ => 1,
-        };
-        let mut row = 0;
-        while row < x.rows {
-            let left = x.rows - row;
-            let at = Tile { x, w, bias, y, outputs, row, o };
-            row += match (step, left) {
-                (4, _) => at.run::<1, 4>(),
-                (2, 1) => at.run::<1, 2>(),
-                (2, _) => at.run::<2, 2>(),
-                (_, 1) => at.run::<1, 1>(),
-                (_, 2 | 3) => at.run::<2, 1>(),
-                _ => at.run::<4, 1>(),
-            };
+    assert!(w.len() == outputs * x.width && y.len() == outputs * x.rows);
+    let arch = pulp::Arch::new();
+    let arranged = arch.dispatch(Arrange { x, stored: std::marker::PhantomData::<W> });
+    let y = Disjoint::new(y);
+    let grain = (GRAIN_BYTES / (x.width * size_of::<W>()).max(1)).max(1).next_multiple_of(4);
+    host::spinning(outputs, grain, |range| {
+        let sweep = Sweep { x: &arranged, rows: x.rows, width: x.width, w, bias, y: &y, outputs, range };
+        arch.dispatch(sweep);
+    });
+}
+
+/// Copies the rows of x in the order in which [`Stored::load`] delivers weights.
+///
+/// What does not fill a pair of registers becomes a last pair with zeros: in front, to go with the last whole pair of a
+/// weight row, or behind, where the weight row is shorter than a pair.
+struct Arrange<'a, T, W> {
+    x: Rows<'a, T>,
+    stored: std::marker::PhantomData<W>,
+}
+
+impl<T: Register, W: Stored<T>> WithSimd for Arrange<'_, T, W> {
+    type Output = Vec<T>;
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, _: S) -> Vec<T> {
+        let lanes = T::lanes::<S>();
+        let pair = 2 * lanes;
+        let padded = self.x.width.next_multiple_of(pair);
+        let mut arranged = vec![T::ZERO; self.x.rows * padded];
+        for (i, to) in arranged.chunks_exact_mut(padded.max(1)).enumerate() {
+            let (pairs, rest) = self.x.row(i).split_at(self.x.width / pair * pair);
+            let (to, last) = to.split_at_mut(pairs.len());
+            for (from, to) in pairs.chunks_exact(pair).zip(to.chunks_exact_mut(pair)) {
+                W::arrange(from, to, lanes);
+            }
+            if !rest.is_empty() {
+                let mut from = [T::ZERO; PAIR];
+                let skipped = if pairs.is_empty() { 0 } else { pair - rest.len() };
+                from[skipped..skipped + rest.len()].copy_from_slice(rest);
+                W::arrange(&from[..pair], last, lanes);
+            }
         }
-        o += step;
+        arranged
     }
 }
 
-/// Rows `row..row + M` of x against weight rows `o..o + R`.
-struct Tile<'a, T, W> {
-    x: Rows<'a, T>,
+/// All rows of x against the weight rows of `range`.
+struct Sweep<'a, T, W> {
+    /// Arranged rows.
+    x: &'a [T],
+    rows: usize,
+    width: usize,
     w: &'a [W],
     bias: Option<&'a [T]>,
     y: &'a Disjoint<T>,
     outputs: usize,
-    row: usize,
-    o: usize,
+    range: std::ops::Range<usize>,
 }
 
-impl<T: Real, W: Stored<T>> Tile<'_, T, W> {
+impl<T: Register, W: Stored<T>> WithSimd for Sweep<'_, T, W> {
+    type Output = ();
+
     #[inline(always)]
-    fn run<const M: usize, const R: usize>(&self) -> usize {
-        let k = self.x.width;
-        let xs: [&[T]; M] = std::array::from_fn(|m| self.x.row(self.row + m));
-        let ws: [&[W]; R] = std::array::from_fn(|r| &self.w[(self.o + r) * k..(self.o + r + 1) * k]);
-        let sums = dots(&xs, &ws);
+    fn with_simd<S: Simd>(self, simd: S) {
+        let mut o = self.range.start;
+        if self.rows < 4 || S::REGISTER_COUNT >= 32 {
+            o = self.strips::<S, 4>(simd, o);
+        }
+        o = self.strips::<S, 2>(simd, o);
+        self.strips::<S, 1>(simd, o);
+    }
+}
+
+impl<T: Register, W: Stored<T>> Sweep<'_, T, W> {
+    /// Outputs from `start` on, as many as R divides: R strips of weight rows side by side, so that memory is read in
+    /// R places at once. Returns the first output that is left.
+    #[inline(always)]
+    fn strips<S: Simd, const R: usize>(&self, simd: S, start: usize) -> usize {
+        let strip = (self.range.end - start) / R;
+        for o in start..start + strip {
+            let mut row = 0;
+            while row < self.rows {
+                // Eight partial sums in registers keep the multipliers busy; more would not fit the smaller sets.
+                row += match self.rows - row {
+                    4.. if R <= 2 || R == 4 && S::REGISTER_COUNT >= 32 => {
+                        self.tile::<S, 4, R>(simd, row, o, strip)
+                    }
+                    2.. if R <= 4 => self.tile::<S, 2, R>(simd, row, o, strip),
+                    _ => self.tile::<S, 1, R>(simd, row, o, strip),
+                };
+            }
+        }
+        start + R * strip
+    }
+
+    /// Rows `row..row + M` of x against the R weight rows from `o` on, `strip` apart; returns M.
+    #[inline(always)]
+    fn tile<S: Simd, const M: usize, const R: usize>(
+        &self,
+        simd: S,
+        row: usize,
+        o: usize,
+        strip: usize,
+    ) -> usize {
+        let pair = 2 * T::lanes::<S>();
+        let padded = self.width.next_multiple_of(pair);
+        let (whole, rest) = (self.width / pair, self.width % pair);
+        let xs = self.x[row * padded..(row + M) * padded].as_ptr();
+        let ws = self.w[o * self.width..(o + (R - 1) * strip + 1) * self.width].as_ptr();
+        let strides = (padded, strip * self.width);
+        let mut sums = [[[T::none(simd); 2]; R]; M];
+        for block in 0..whole {
+            let at = block * pair;
+            if row == 0 {
+                for r in 0..R {
+                    prefetch(ws.wrapping_add(at + r * strides.1 + AHEAD_BYTES / size_of::<W>()), pair);
+                }
+            }
+            // SAFETY: block < whole: the pairs lie inside the rows of x and of the weights that were sliced above.
+            unsafe { accumulate::<T, W, S, M, R>(simd, &mut sums, xs.add(at), ws.add(at), strides) };
+        }
+        if rest > 0 {
+            let x = self.x[row * padded + whole * pair..].as_ptr();
+            let mut short = [[W::zero(); PAIR]; R];
+            let (w, stride) = if whole > 0 {
+                (ws.wrapping_add(self.width - pair), strides.1)
+            } else {
+                for (r, short) in short.iter_mut().enumerate() {
+                    short[..rest].copy_from_slice(&self.w[(o + r * strip) * rest..][..rest]);
+                }
+                (short.as_ptr().cast(), PAIR)
+            };
+            // SAFETY: x has this last pair; the weights either end the sliced rows or are those of `short`.
+            unsafe { accumulate::<T, W, S, M, R>(simd, &mut sums, x, w, (padded, stride)) };
+        }
         for (m, sums) in sums.iter().enumerate() {
-            // SAFETY: outputs o..o + R of a row belong to the one thread whose range holds them.
-            let y = unsafe { self.y.slice((self.row + m) * self.outputs + self.o, R) };
-            for r in 0..R {
-                y[r] = sums[r] + self.bias.map_or(T::ZERO, |b| b[self.o + r]);
+            for (r, sums) in sums.iter().enumerate() {
+                let o = o + r * strip;
+                let sum = if M * R > 4 { sums[0] } else { T::plus(simd, sums[0], sums[1]) };
+                // SAFETY: an output belongs to the one thread whose range holds it.
+                let y = unsafe { self.y.slice((row + m) * self.outputs + o, 1) };
+                y[0] = T::total(simd, sum) + self.bias.map_or(T::ZERO, |b| b[o]);
             }
         }
         M
     }
 }
 
-/// All dot products of M rows of x with R rows of weights, all of one length.
+/// Adds the products of a pair of registers of each of M rows of x and R of weights to `sums`.
+///
+/// # Safety
+/// A pair is readable at `x`, `w`, and at M - 1 and R - 1 more places at their distances in `strides`.
 #[inline(always)]
-fn dots<T: Real, W: Stored<T>, const M: usize, const R: usize>(xs: &[&[T]; M], ws: &[&[W]; R]) -> [[T; R]; M] {
-    let n = ws[0].len() / LANES;
-    let xc: [&[[T; LANES]]; M] = std::array::from_fn(|m| &xs[m].as_chunks::<LANES>().0[..n]);
-    let wc: [&[[W; LANES]]; R] = std::array::from_fn(|r| &ws[r].as_chunks::<LANES>().0[..n]);
-    let mut acc = [[[T::ZERO; LANES]; R]; M];
-    for c in 0..n {
-        for r in 0..R {
-            let w: [T; LANES] = std::array::from_fn(|j| wc[r][c][j].widen());
-            for m in 0..M {
-                for j in 0..LANES {
-                    acc[m][r][j] = w[j].mul_add(xc[m][c][j], acc[m][r][j]);
-                }
-            }
+unsafe fn accumulate<T: Register, W: Stored<T>, S: Simd, const M: usize, const R: usize>(
+    simd: S,
+    sums: &mut [[[T::V<S>; 2]; R]; M],
+    x: *const T,
+    w: *const W,
+    strides: (usize, usize),
+) {
+    let mut ws = [[T::none(simd); 2]; R];
+    for (r, pair) in ws.iter_mut().enumerate() {
+        // SAFETY: the caller's promise.
+        *pair = unsafe { W::load(simd, w.add(r * strides.1)) };
+    }
+    for (m, sums) in sums.iter_mut().enumerate() {
+        // SAFETY: the caller's promise.
+        let x = unsafe { x.add(m * strides.0).cast::<[T::V<S>; 2]>().read_unaligned() };
+        for (w, sums) in ws.iter().zip(sums) {
+            // Few sums need both halves apart, to be independent of each other for as long as a product takes.
+            let second = if M * R > 4 { 0 } else { 1 };
+            sums[0] = T::fused(simd, w[0], x[0], sums[0]);
+            sums[second] = T::fused(simd, w[1], x[1], sums[second]);
         }
     }
-    let mut sums = [[T::ZERO; R]; M];
-    for m in 0..M {
-        for r in 0..R {
-            let mut half = LANES / 2;
-            while half > 0 {
-                for j in 0..half {
-                    let other = acc[m][r][j + half];
-                    acc[m][r][j] += other;
-                }
-                half /= 2;
-            }
-            let mut sum = acc[m][r][0];
-            for i in n * LANES..ws[r].len() {
-                sum = ws[r][i].widen().mul_add(xs[m][i], sum);
-            }
-            sums[m][r] = sum;
-        }
+}
+
+/// Asks for the memory of `count` weights from `at` on, wherever that may be.
+#[inline(always)]
+fn prefetch<W>(at: *const W, count: usize) {
+    #[cfg(target_arch = "x86_64")]
+    for line in 0..(count * size_of::<W>()).div_ceil(64) {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        // SAFETY: a hint that reads nothing.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast::<i8>().wrapping_add(line * 64)) };
     }
-    sums
 }

@@ -3,7 +3,7 @@
 use candle_core::{Result, Tensor};
 
 /// See [`super::linear`]; the arguments have been checked.
-pub(crate) fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
+pub fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
     let (outputs, inputs) = weight.dims2()?;
     let mut shape = x.dims().to_vec();
     shape.pop();

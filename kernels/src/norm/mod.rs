@@ -7,7 +7,7 @@
 //! ```
 //! Sources: Zhang and Sennrich 2019 (RMS norm); Ba et al. 2016 (layer norm); Dao and Gu 2024, the gated norm of Mamba-2.
 
-mod naive;
+pub(crate) mod naive;
 
 use candle_core::{Result, Tensor, bail};
 

@@ -5,13 +5,13 @@ use candle_core::{D, DType, Result, Tensor};
 use crate::state_dtype;
 
 /// See [`super::rms_norm`]; the arguments have been checked.
-pub(crate) fn rms_norm(x: &Tensor, weight: Option<&Tensor>, eps: f64, group: usize) -> Result<Tensor> {
+pub fn rms_norm(x: &Tensor, weight: Option<&Tensor>, eps: f64, group: usize) -> Result<Tensor> {
     let y = normalize(&x.to_dtype(state_dtype(x.dtype()))?, eps, group)?;
     scale(y, weight, None)?.to_dtype(x.dtype())
 }
 
 /// See [`super::gated_rms_norm`]; the arguments have been checked.
-pub(crate) fn gated_rms_norm(
+pub fn gated_rms_norm(
     x: &Tensor,
     z: &Tensor,
     weight: Option<&Tensor>,
@@ -30,12 +30,7 @@ pub(crate) fn gated_rms_norm(
 }
 
 /// See [`super::layer_norm`]; the arguments have been checked.
-pub(crate) fn layer_norm(
-    x: &Tensor,
-    weight: Option<&Tensor>,
-    bias: Option<&Tensor>,
-    eps: f64,
-) -> Result<Tensor> {
+pub fn layer_norm(x: &Tensor, weight: Option<&Tensor>, bias: Option<&Tensor>, eps: f64) -> Result<Tensor> {
     let xw = x.to_dtype(state_dtype(x.dtype()))?;
     let centred = xw.broadcast_sub(&xw.mean_keepdim(D::Minus1)?)?;
     let y = normalize(&centred, eps, x.dim(D::Minus1)?)?;
