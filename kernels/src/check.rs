@@ -3,7 +3,7 @@
 use candle_core::{Device, Result, Tensor, bail};
 
 /// `(2, 5, 8)`
-fn tuple(dims: &[usize]) -> String {
+pub(crate) fn tuple(dims: &[usize]) -> String {
     let dims: Vec<String> = dims.iter().map(usize::to_string).collect();
     format!("({})", dims.join(", "))
 }

@@ -5,7 +5,9 @@
 //! no branches and no calls, so that such loops vectorise. f64 goes through the standard library: it is the proof of
 //! the maths, not the fast path.
 
-/// Runs `f` compiled for the best instruction set of this machine. Everything it calls must inline.
+/// Runs `f` compiled for the best instruction set of this machine. Everything it calls must inline, and so must a long
+/// closure itself, which otherwise stays one plain function that all instruction sets call:
+/// `vectorized(#[inline(always)] || ...)`.
 #[inline(always)]
 pub(crate) fn vectorized<R>(f: impl FnOnce() -> R) -> R {
     struct Body<F>(F);

@@ -195,16 +195,16 @@ fn errors_say_what_was_expected() {
     let cases = [
         (
             message(&x, &t(&[5, 7], DType::F32), None),
-            "linear: x has shape [2, 3, 8], expected (..., 7), as weight is [5, 7]",
+            "linear: x has shape (2, 3, 8), expected (..., 7), as weight is (5, 7)",
         ),
-        (message(&x, &t(&[7], DType::F32), None), "linear: weight has shape [7], expected (outputs, inputs)"),
+        (message(&x, &t(&[7], DType::F32), None), "linear: weight has shape (7), expected (outputs, inputs)"),
         (
             message(&x, &t(&[5, 8], DType::F32), Some(&t(&[6], DType::F32))),
-            "linear: bias has shape [6], expected (5), as weight is [5, 8]",
+            "linear: bias has shape (6), expected (5), the outputs of weight",
         ),
         (
             message(&x, &t(&[5, 8], DType::F64), None),
-            "linear: weight is F64 and x F32; expected x's dtype, or a narrower one with x in f32 or f64",
+            "linear: weight has dtype F64 and x F32, expected x's, or a narrower one for x in F32 or F64",
         ),
     ];
     for (got, want) in cases {

@@ -11,6 +11,7 @@ use candle_core::{DType, Result, Shape, Tensor, bail};
 use half::{bf16, f16};
 
 use self::stored::{Register, Stored};
+use crate::check::{self, tuple};
 use crate::host;
 use crate::tape::{self, Backward};
 
@@ -23,7 +24,7 @@ use crate::tape::{self, Backward};
 /// # Errors
 /// If the shapes or dtypes do not fit together.
 pub fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
-    check(x, weight, bias)?;
+    check_args(x, weight, bias)?;
     if !x.device().is_cpu() {
         return naive::linear(x, weight, bias);
     }
@@ -41,37 +42,22 @@ pub fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tens
     }
 }
 
-fn check(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<()> {
+fn check_args(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<()> {
     let &[outputs, inputs] = weight.dims() else {
-        bail!("linear: weight has shape {:?}, expected (outputs, inputs)", weight.shape())
+        bail!("linear: weight has shape {}, expected (outputs, inputs)", tuple(weight.dims()))
     };
     if x.dims().last() != Some(&inputs) {
-        bail!(
-            "linear: x has shape {:?}, expected (..., {inputs}), as weight is {:?}",
-            x.shape(),
-            weight.shape()
-        );
+        let found = tuple(x.dims());
+        bail!("linear: x has shape {found}, expected (..., {inputs}), as weight is ({outputs}, {inputs})");
     }
     let wide = matches!(x.dtype(), DType::F32 | DType::F64);
     let (xt, wt) = (x.dtype(), weight.dtype());
     if !xt.is_float() || !wt.is_float() || (xt != wt && !(wide && wt.size_in_bytes() < xt.size_in_bytes())) {
         bail!(
-            "linear: weight is {wt:?} and x {xt:?}; expected x's dtype, or a narrower one with x in f32 or f64"
+            "linear: weight has dtype {wt:?} and x {xt:?}, expected x's, or a narrower one for x in F32 or F64"
         );
     }
-    if let Some(bias) = bias {
-        if bias.dims() != [outputs] {
-            bail!(
-                "linear: bias has shape {:?}, expected ({outputs}), as weight is {:?}",
-                bias.shape(),
-                weight.shape()
-            );
-        }
-        if !bias.dtype().is_float() {
-            bail!("linear: bias is {:?}, expected a float dtype", bias.dtype());
-        }
-    }
-    Ok(())
+    check::optional("linear", "bias", bias, &[outputs], "the outputs of weight")
 }
 
 /// `x` in `T`, `weight` stored in `W`.
