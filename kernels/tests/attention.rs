@@ -364,3 +364,29 @@ fn nan_is_not_swallowed() -> Result<()> {
     }
     Ok(())
 }
+
+/// A score matrix of this length would take 40 GB: memory and time follow the window.
+#[test]
+fn long_sequences_cost_their_window() -> Result<()> {
+    let sizes = Sizes { b: 1, lq: 100_000, lk: 100_000, h_kv: 1, group: 1, p: 4, pv: 4 };
+    let [q, k, v] = sizes.tensors(17, DType::F32)?;
+    let [vq, vk, vv] = vars([&q, &k, &v])?;
+    let o = attention(&Attention { window: Some(16), ..Attention::new(&vq, &vk, &vv) })?;
+    let grads = o.sqr()?.sum_all()?.backward()?;
+    let tail = |t: &Tensor| t.narrow(1, 99_900, 100);
+    let [tq, tk, tv] = vars([&tail(&q)?, &tail(&k)?, &tail(&v)?])?;
+    let want = naive::attention(&Attention { window: Some(16), ..Attention::new(&tq, &tk, &tv) })?;
+    let want_grads = want.sqr()?.sum_all()?.backward()?;
+    // Where the window has left the cut behind.
+    let inner = |t: &Tensor| t.narrow(1, t.dims()[1] - 60, 60);
+    assert_close("o", &inner(&o)?, &inner(&want)?, 1e-5);
+    for (long, short) in [(&vq, &tq), (&vk, &tk), (&vv, &tv)] {
+        assert_close(
+            "gradient",
+            &inner(grads.get(long).unwrap())?,
+            &inner(want_grads.get(short).unwrap())?,
+            1e-4,
+        );
+    }
+    Ok(())
+}

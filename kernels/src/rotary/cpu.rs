@@ -51,22 +51,25 @@ fn turn_run<T: Real>(rotation: &Rotation, position: f64, p: usize, h: usize, x: 
         step.push([cos, sin]);
     }
     let (mut cos, mut sin) = (vec![T::ZERO; pairs], vec![T::ZERO; pairs]);
-    vectorized(|| {
-        for (x, y) in x.chunks_exact(h * p).zip(y.chunks_exact_mut(h * p)) {
-            for i in 0..pairs {
-                let ([c, s], [dc, ds]) = (angle[i], step[i]);
-                (cos[i], sin[i]) = (T::real(c), T::real(s));
-                angle[i] = [c * dc - s * ds, s * dc + c * ds];
-            }
-            for (x, y) in x.chunks_exact(p).zip(y.chunks_exact_mut(p)) {
-                match rotation.layout {
-                    RotaryLayout::Half => half(x, y, &cos, &sin),
-                    RotaryLayout::Interleaved => interleaved(x, y, &cos, &sin),
+    vectorized(
+        #[inline(always)]
+        || {
+            for (x, y) in x.chunks_exact(h * p).zip(y.chunks_exact_mut(h * p)) {
+                for i in 0..pairs {
+                    let ([c, s], [dc, ds]) = (angle[i], step[i]);
+                    (cos[i], sin[i]) = (T::real(c), T::real(s));
+                    angle[i] = [c * dc - s * ds, s * dc + c * ds];
                 }
-                y[2 * pairs..].copy_from_slice(&x[2 * pairs..]);
+                for (x, y) in x.chunks_exact(p).zip(y.chunks_exact_mut(p)) {
+                    match rotation.layout {
+                        RotaryLayout::Half => half(x, y, &cos, &sin),
+                        RotaryLayout::Interleaved => interleaved(x, y, &cos, &sin),
+                    }
+                    y[2 * pairs..].copy_from_slice(&x[2 * pairs..]);
+                }
             }
-        }
-    });
+        },
+    );
 }
 
 #[inline(always)]

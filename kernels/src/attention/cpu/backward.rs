@@ -16,6 +16,9 @@ use super::{Block, Heads, KEYS, block_tokens, cap_scores, dot, widest, work};
 use crate::host::{self, Disjoint};
 use crate::simd::{Real, vectorized};
 
+/// Most tasks that share a key head: each has its own dK and dV.
+const PARTS: usize = 16;
+
 /// What the backward pass reads.
 #[derive(Clone, Copy)]
 pub(in super::super) struct Saved<'a, T> {
@@ -77,7 +80,7 @@ struct Task {
 fn tasks(plan: &Plan, tokens: usize) -> Vec<Task> {
     let h_kv = plan.h / plan.group;
     let pairs = plan.sequences.iter().filter(|s| s.lq > 0 && s.lk > 0).count() * h_kv;
-    let wanted = (2 * candle_core::utils::get_num_threads()).div_ceil(pairs.max(1));
+    let wanted = (2 * candle_core::utils::get_num_threads()).div_ceil(pairs.max(1)).min(PARTS);
     let mut tasks = Vec::new();
     for &sequence in plan.sequences.iter().filter(|s| s.lq > 0 && s.lk > 0) {
         let parts = wanted.min(sequence.lq.div_ceil(tokens));
@@ -195,7 +198,10 @@ impl<T: Real> Scratch<T> {
                 let s = &block.sequence;
                 let o = saved.o.at(s.q_row, s.q_start + block.first + i, block.head * plan.group + j);
                 let d_o = &self.d_o_rows[c * plan.pv..(c + 1) * plan.pv];
-                self.dot[c] = vectorized(|| dot(d_o, &o[..plan.pv]));
+                self.dot[c] = vectorized(
+                    #[inline(always)]
+                    || dot(d_o, &o[..plan.pv]),
+                );
                 self.lse[c] = saved.lse[row + j];
             }
         }
@@ -216,10 +222,13 @@ impl<T: Real> Scratch<T> {
         let (weights, slopes) = (&mut self.weights[..n * m], &mut self.slopes[..n * m]);
         host::gemm((n, p, m), k, (k_step, 1), &self.q, (m, 1), weights, (m, 1), false);
         host::gemm((n, pv, m), v, (v_step, 1), &self.d_o, (m, 1), slopes, (m, 1), false);
-        vectorized(|| {
-            cap_scores(weights, plan.softcap);
-            softmax_slopes(weights, slopes, &self.lse[..m], &self.dot[..m], plan.softcap);
-        });
+        vectorized(
+            #[inline(always)]
+            || {
+                cap_scores(weights, plan.softcap);
+                softmax_slopes(weights, slopes, &self.lse[..m], &self.dot[..m], plan.softcap);
+            },
+        );
         block.mask(plan, key, m, weights, T::ZERO);
         block.mask(plan, key, m, slopes, T::ZERO);
         let (dk, dv) = (&mut sums.dk[key * p..], &mut sums.dv[key * pv..]);

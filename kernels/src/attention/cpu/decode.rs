@@ -48,11 +48,14 @@ pub(in super::super) fn decode<T: Real>(plan: &Plan, [q, k, v]: [Heads<T>; 3]) -
             let q = &queries[chunk.queries * plan.p..(chunk.queries + rows) * plan.p];
             weights.clear();
             weights.resize(rows * CHUNK, T::ZERO);
-            vectorized(|| {
-                score(plan, chunk, q, k, &mut weights);
-                soften(plan, chunk, &mut weights, stats);
-                gather(plan, chunk, v, &weights, sums);
-            });
+            vectorized(
+                #[inline(always)]
+                || {
+                    score(plan, chunk, q, k, &mut weights);
+                    soften(plan, chunk, &mut weights, stats);
+                    gather(plan, chunk, v, &weights, sums);
+                },
+            );
         }
     };
     let elements: usize = chunks.iter().map(|c| c.end - c.start).sum::<usize>() * plan.h / plan.group;
@@ -61,7 +64,10 @@ pub(in super::super) fn decode<T: Real>(plan: &Plan, [q, k, v]: [Heads<T>; 3]) -
     } else {
         candle_core::utils::barrier_pool().execute_chunked(chunks.len(), run);
     }
-    combine(plan, &chunks, &sums, &stats)
+    vectorized(
+        #[inline(always)]
+        || combine(plan, &chunks, &sums, &stats),
+    )
 }
 
 /// Chunks in order, those of one sequence together, and the number of partial rows.
@@ -153,10 +159,8 @@ fn gather<T: Real>(plan: &Plan, chunk: &Chunk, v: Heads<T>, weights: &[T], sums:
             let value = &v.keys(s, chunk.start + t, g)[..plan.pv];
             for row in g * rows..(g + 1) * rows {
                 let w = weights[row * CHUNK + t];
-                if w != T::ZERO {
-                    for (sum, &value) in sums[row * plan.pv..].iter_mut().zip(value) {
-                        *sum = Real::mul_add(w, value, *sum);
-                    }
+                for (sum, &value) in sums[row * plan.pv..].iter_mut().zip(value) {
+                    *sum = Real::mul_add(w, value, *sum);
                 }
             }
         }
@@ -164,6 +168,7 @@ fn gather<T: Real>(plan: &Plan, chunk: &Chunk, v: Heads<T>, weights: &[T], sums:
 }
 
 /// Weighs the chunks of each sequence against each other.
+#[inline(always)]
 fn combine<T: Real>(plan: &Plan, chunks: &[Chunk], sums: &[T], stats: &[[T; 2]]) -> Vec<T> {
     let mut out = vec![T::ZERO; plan.b * plan.lq * plan.h * plan.pv];
     for chunks in chunks.chunk_by(|a, b| a.queries == b.queries) {

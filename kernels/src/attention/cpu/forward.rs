@@ -84,9 +84,15 @@ impl<T: Real> Scratch<T> {
             let scores = &mut self.scores[..n * m];
             let k_tile = k.keys(s, key, block.head);
             host::gemm((n, p, m), k_tile, (k.token, 1), &self.q, (m, 1), scores, (m, 1), false);
-            vectorized(|| cap_scores(scores, plan.softcap));
+            vectorized(
+                #[inline(always)]
+                || cap_scores(scores, plan.softcap),
+            );
             block.mask(plan, key, m, scores, T::NEG_INFINITY);
-            vectorized(|| self.online_softmax(n, m, pv));
+            vectorized(
+                #[inline(always)]
+                || self.online_softmax(n, m, pv),
+            );
             let v_tile = v.keys(s, key, block.head);
             let (weights, out) = (&self.scores[..n * m], &mut self.out[..pv * m]);
             host::gemm((pv, n, m), v_tile, (1, v.token), weights, (m, 1), out, (m, 1), true);
