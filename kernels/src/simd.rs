@@ -52,6 +52,10 @@ pub(crate) trait Real:
     /// `self * a + b`, fused where the machine can.
     fn mul_add(self, a: Self, b: Self) -> Self;
 
+    /// `Σ a[i] b[i]` over the shorter length, with the vectors of an instruction set that a [`pulp::WithSimd`] was given:
+    /// the compiler does not find the final sum over the lanes by itself.
+    fn dot<S: pulp::Simd>(simd: S, a: &[Self], b: &[Self]) -> Self;
+
     /// `1 / (1 + exp(-self))`
     #[inline(always)]
     fn sigmoid(self) -> Self {
@@ -189,6 +193,21 @@ impl Real for f32 {
     fn mul_add(self, a: Self, b: Self) -> Self {
         f32::mul_add(self, a, b)
     }
+    #[inline(always)]
+    fn dot<S: pulp::Simd>(simd: S, a: &[Self], b: &[Self]) -> Self {
+        let len = a.len().min(b.len());
+        let ((a, a_rest), (b, b_rest)) = (S::as_simd_f32s(&a[..len]), S::as_simd_f32s(&b[..len]));
+        // Two sums, so that an addition need not wait for the one before.
+        let mut sums = [simd.splat_f32s(0.0); 2];
+        for (a, b) in a.chunks(2).zip(b.chunks(2)) {
+            sums[0] = simd.mul_add_e_f32s(a[0], b[0], sums[0]);
+            if let (Some(&a), Some(&b)) = (a.get(1), b.get(1)) {
+                sums[1] = simd.mul_add_e_f32s(a, b, sums[1]);
+            }
+        }
+        let rest: Self = a_rest.iter().zip(b_rest).map(|(a, b)| a * b).sum();
+        simd.reduce_sum_f32s(simd.add_f32s(sums[0], sums[1])) + rest
+    }
 }
 
 impl Real for f64 {
@@ -237,6 +256,21 @@ impl Real for f64 {
     fn mul_add(self, a: Self, b: Self) -> Self {
         f64::mul_add(self, a, b)
     }
+    #[inline(always)]
+    fn dot<S: pulp::Simd>(simd: S, a: &[Self], b: &[Self]) -> Self {
+        let len = a.len().min(b.len());
+        let ((a, a_rest), (b, b_rest)) = (S::as_simd_f64s(&a[..len]), S::as_simd_f64s(&b[..len]));
+        // Two sums, so that an addition need not wait for the one before.
+        let mut sums = [simd.splat_f64s(0.0); 2];
+        for (a, b) in a.chunks(2).zip(b.chunks(2)) {
+            sums[0] = simd.mul_add_e_f64s(a[0], b[0], sums[0]);
+            if let (Some(&a), Some(&b)) = (a.get(1), b.get(1)) {
+                sums[1] = simd.mul_add_e_f64s(a, b, sums[1]);
+            }
+        }
+        let rest: Self = a_rest.iter().zip(b_rest).map(|(a, b)| a * b).sum();
+        simd.reduce_sum_f64s(simd.add_f64s(sums[0], sums[1])) + rest
+    }
 }
 
 #[cfg(test)]
@@ -263,6 +297,26 @@ mod tests {
         assert!(worst(-30.0, 30.0, Real::softplus, |x| x.exp().ln_1p()) < 5e-7);
         assert!(worst(-9.0, 9.0, Real::tanh, f64::tanh) < 5e-7);
         assert!(worst(-20.0, 20.0, Real::sigmoid, |x| 1.0 / (1.0 + (-x).exp())) < 5e-7);
+    }
+
+    #[test]
+    fn dot_is_the_sum_of_products() {
+        struct Dot<'a, T>(&'a [T], &'a [T]);
+        impl<T: Real> pulp::WithSimd for Dot<'_, T> {
+            type Output = T;
+            #[inline(always)]
+            fn with_simd<S: pulp::Simd>(self, simd: S) -> T {
+                T::dot(simd, self.0, self.1)
+            }
+        }
+        for n in [0, 1, 7, 8, 15, 16, 17, 31, 64, 100] {
+            let a: Vec<f32> = (0..n).map(|i| (i % 13) as f32 - 6.0).collect();
+            let b: Vec<f32> = (0..n + 1).map(|i| (i % 7) as f32 - 2.0).collect();
+            let [wide_a, wide_b] = [&a, &b].map(|v| v.iter().map(|&x| f64::from(x)).collect::<Vec<_>>());
+            let want: f64 = wide_a.iter().zip(&wide_b).map(|(a, b)| a * b).sum();
+            assert_eq!(f64::from(pulp::Arch::new().dispatch(Dot(&a, &b))), want, "{n}");
+            assert_eq!(pulp::Arch::new().dispatch(Dot(&wide_a, &wide_b)), want, "{n}");
+        }
     }
 
     #[test]

@@ -12,7 +12,7 @@ use std::sync::{Mutex, PoisonError};
 
 use super::super::plan::{Plan, Sequence};
 use super::buffer::Buffer;
-use super::{Block, Heads, KEYS, block_tokens, cap_scores, dot, widest, work};
+use super::{Block, Heads, KEYS, block_tokens, cap_scores, widest, work};
 use crate::host::{self, Disjoint};
 use crate::simd::{Real, vectorized};
 
@@ -198,10 +198,7 @@ impl<T: Real> Scratch<T> {
                 let s = &block.sequence;
                 let o = saved.o.at(s.q_row, s.q_start + block.first + i, block.head * plan.group + j);
                 let d_o = &self.d_o_rows[c * plan.pv..(c + 1) * plan.pv];
-                self.dot[c] = vectorized(
-                    #[inline(always)]
-                    || dot(d_o, &o[..plan.pv]),
-                );
+                self.dot[c] = d_o.iter().zip(o).map(|(&g, &o)| g * o).sum();
                 self.lse[c] = saved.lse[row + j];
             }
         }

@@ -4,7 +4,7 @@
 //! the time that memory takes to deliver the keys and values.
 
 use super::super::plan::{Plan, Sequence};
-use super::{Heads, LANES, cap_scores, dot, lanes};
+use super::{Heads, LANES, cap_scores, lanes};
 use crate::host::Disjoint;
 use crate::simd::{Real, vectorized};
 
@@ -48,14 +48,7 @@ pub(in super::super) fn decode<T: Real>(plan: &Plan, [q, k, v]: [Heads<T>; 3]) -
             let q = &queries[chunk.queries * plan.p..(chunk.queries + rows) * plan.p];
             weights.clear();
             weights.resize(rows * CHUNK, T::ZERO);
-            vectorized(
-                #[inline(always)]
-                || {
-                    score(plan, chunk, q, k, &mut weights);
-                    soften(plan, chunk, &mut weights, stats);
-                    gather(plan, chunk, v, &weights, sums);
-                },
-            );
+            pulp::Arch::new().dispatch(Attend { plan, chunk, q, k, v, weights: &mut weights, sums, stats });
         }
     };
     let elements: usize = chunks.iter().map(|c| c.end - c.start).sum::<usize>() * plan.h / plan.group;
@@ -68,6 +61,30 @@ pub(in super::super) fn decode<T: Real>(plan: &Plan, [q, k, v]: [Heads<T>; 3]) -
         #[inline(always)]
         || combine(plan, &chunks, &sums, &stats),
     )
+}
+
+/// One chunk, compiled for the instruction set at hand.
+struct Attend<'a, T> {
+    plan: &'a Plan,
+    chunk: &'a Chunk,
+    q: &'a [T],
+    k: Heads<'a, T>,
+    v: Heads<'a, T>,
+    weights: &'a mut [T],
+    sums: &'a mut [T],
+    stats: &'a mut [[T; 2]],
+}
+
+impl<T: Real> pulp::WithSimd for Attend<'_, T> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: pulp::Simd>(self, simd: S) {
+        let Self { plan, chunk, q, k, v, weights, sums, stats } = self;
+        score(simd, plan, chunk, q, k, weights);
+        soften(plan, chunk, weights, stats);
+        gather(plan, chunk, v, weights, sums);
+    }
 }
 
 /// Chunks in order, those of one sequence together, and the number of partial rows.
@@ -103,14 +120,21 @@ fn pack_queries<T: Real>(plan: &Plan, q: Heads<T>) -> Vec<T> {
 
 /// Scores (rows, CHUNK) of all rows against all keys of the chunk.
 #[inline(always)]
-fn score<T: Real>(plan: &Plan, chunk: &Chunk, q: &[T], k: Heads<T>, scores: &mut [T]) {
+fn score<T: Real, S: pulp::Simd>(
+    simd: S,
+    plan: &Plan,
+    chunk: &Chunk,
+    q: &[T],
+    k: Heads<T>,
+    scores: &mut [T],
+) {
     let s = &chunk.sequence;
     let rows = s.lq * plan.group;
     for t in 0..chunk.end - chunk.start {
         for g in 0..plan.h / plan.group {
             let key = &k.keys(s, chunk.start + t, g)[..plan.p];
             for row in g * rows..(g + 1) * rows {
-                scores[row * CHUNK + t] = dot(&q[row * plan.p..(row + 1) * plan.p], key);
+                scores[row * CHUNK + t] = T::dot(simd, &q[row * plan.p..(row + 1) * plan.p], key);
             }
         }
     }

@@ -24,7 +24,12 @@ impl<'a, T: Real> Heads<'a, T> {
         if feature != 1 && p > 1 {
             bail!("attention: the features of a head lie {feature} apart, expected 1");
         }
-        Ok(Self { data: &storage.as_slice::<T>()?[layout.start_offset()..], row, token, head })
+        Ok(Self {
+            data: storage.as_slice::<T>()?.get(layout.start_offset()..).unwrap_or(&[]),
+            row,
+            token,
+            head,
+        })
     }
 
     /// The data from the first feature of this head on.

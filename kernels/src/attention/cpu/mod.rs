@@ -117,28 +117,3 @@ fn lanes<T: Real>(row: &[T], c: usize) -> [T; LANES] {
     lanes.copy_from_slice(&row[c..c + LANES]);
     lanes
 }
-
-#[inline(always)]
-fn dot<T: Real>(a: &[T], b: &[T]) -> T {
-    let mut sums = [T::ZERO; LANES];
-    let (a_lanes, b_lanes) = (a.chunks_exact(LANES), b.chunks_exact(LANES));
-    let mut rest = T::ZERO;
-    for (&a, &b) in a_lanes.remainder().iter().zip(b_lanes.remainder()) {
-        rest = Real::mul_add(a, b, rest);
-    }
-    for (a, b) in a_lanes.zip(b_lanes) {
-        for l in 0..LANES {
-            sums[l] = Real::mul_add(a[l], b[l], sums[l]);
-        }
-    }
-    // Opaque, or the compiler splits the accumulators of the loop above into pairs to suit the sum below.
-    let mut sums = std::hint::black_box(sums);
-    let mut width = LANES / 2;
-    while width > 0 {
-        for l in 0..width {
-            sums[l] += sums[l + width];
-        }
-        width /= 2;
-    }
-    sums[0] + rest
-}
