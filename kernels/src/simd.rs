@@ -21,6 +21,37 @@ pub(crate) fn vectorized<R>(f: impl FnOnce() -> R) -> R {
     pulp::Arch::new().dispatch(Body(f))
 }
 
+/// The sum of all lanes, pairwise; `W` is a power of two.
+#[inline(always)]
+pub(crate) fn fold<T: Real, const W: usize>(mut v: [T; W]) -> T {
+    let mut half = W / 2;
+    while half > 0 {
+        for i in 0..half {
+            v[i] += v[i + half];
+        }
+        half /= 2;
+    }
+    v[0]
+}
+
+/// `Σ a_i b_i`, in lanes.
+#[inline(always)]
+pub(crate) fn dot<T: Real>(a: &[T], b: &[T]) -> T {
+    const LANES: usize = 16;
+    let mut sums = [T::ZERO; LANES];
+    let (a_lanes, b_lanes) = (a.chunks_exact(LANES), b.chunks_exact(LANES));
+    let mut rest = T::ZERO;
+    for (&a, &b) in a_lanes.remainder().iter().zip(b_lanes.remainder()) {
+        rest = Real::mul_add(a, b, rest);
+    }
+    for (a, b) in a_lanes.zip(b_lanes) {
+        for l in 0..LANES {
+            sums[l] = Real::mul_add(a[l], b[l], sums[l]);
+        }
+    }
+    fold(sums) + rest
+}
+
 /// The arithmetic of a kernel's state and accumulators: f32, or f64 for f64 data.
 pub(crate) trait Real:
     candle_core::WithDType

@@ -19,7 +19,7 @@ use super::{OP, Scan};
 use crate::host::{self, Disjoint, Rows};
 use crate::parts::{self, Part};
 use crate::segments::Segment;
-use crate::simd::{Real, vectorized};
+use crate::simd::{Real, fold, vectorized};
 
 /// Tokens whose states are held at once.
 const CHUNK: usize = 32;
@@ -303,17 +303,4 @@ impl<'a, T: Real, const W: usize> Reverse<'a, T, W> {
         let row = unsafe { sink.slice(t * self.dims.e + self.block.first, self.block.len) };
         put(row, values);
     }
-}
-
-/// The sum of all lanes, pairwise.
-#[inline(always)]
-fn fold<T: Real, const W: usize>(mut v: [T; W]) -> T {
-    let mut half = W / 2;
-    while half > 0 {
-        for i in 0..half {
-            v[i] += v[i + half];
-        }
-        half /= 2;
-    }
-    v[0]
 }

@@ -10,12 +10,18 @@
 //! sections 3 and 6. With a constant decay it is retention, without decay linear attention.
 
 mod args;
+mod backward;
+mod cpu;
 pub mod naive;
+mod views;
 
 pub use args::{SsdChunkScan, SsdStateUpdate};
-use candle_core::{Result, Tensor, bail};
+use candle_core::{DType, Result, Shape, Tensor, bail};
+use views::StepRule;
 
-use crate::host::state_dtype;
+use crate::host::{self, state_dtype};
+use crate::simd::Real;
+use crate::{check, tape};
 
 const OP: &str = "ssd_chunk_scan";
 const STEP: &str = "ssd_state_update";
@@ -27,8 +33,60 @@ const STEP: &str = "ssd_state_update";
 /// If a shape does not fit the others, `cu_seqlens` is not a partition of the length, the chunk size is 0, or the data
 /// is not on the CPU.
 pub fn ssd_chunk_scan(args: &SsdChunkScan) -> Result<(Tensor, Tensor)> {
-    crate::check::on_cpu(OP, args.x.device())?;
-    naive::ssd_chunk_scan(args)
+    check::on_cpu(OP, args.x.device())?;
+    let dims = args.check()?;
+    let work = state_dtype(args.x.dtype());
+    let inputs = views::prepare(args, work)?;
+    let rule = StepRule { softplus: args.dt_softplus, clamp: args::clamp(args.dt_limit) };
+    let longest = dims.segments.iter().map(|s| s.len).max().unwrap_or(0);
+    let chunk = args.chunk_size.min(cpu::MAX_CHUNK).min(longest).max(1);
+    let node = Scan { dims, rule, chunk };
+    let (y, state) = match work {
+        DType::F64 => node.forward::<f64>(&inputs),
+        _ => node.forward::<f32>(&inputs),
+    }?;
+    Ok((y.to_dtype(args.x.dtype())?, state))
+}
+
+/// The node of the autograd graph.
+struct Scan {
+    dims: args::Dims,
+    rule: StepRule,
+    chunk: usize,
+}
+
+impl Scan {
+    fn forward<T: Real>(self, inputs: &[Option<Tensor>]) -> Result<(Tensor, Tensor)> {
+        let dims = &self.dims;
+        let (y, state) = views::with_views(inputs, 2, self.rule, |v| cpu::forward::<T>(v, dims, self.chunk))?;
+        let outputs = vec![
+            (host::storage(y), Shape::from((dims.b, dims.l, dims.h, dims.p))),
+            (host::storage(state), Shape::from((dims.segments.len(), dims.h, dims.p, dims.n))),
+        ];
+        let inputs: Vec<Option<&Tensor>> = inputs.iter().map(Option::as_ref).collect();
+        match <[Tensor; 2]>::try_from(tape::record(self, &inputs, outputs)?) {
+            Ok([y, state]) => Ok((y, state)),
+            Err(_) => bail!("{OP}: expected two outputs"),
+        }
+    }
+}
+
+impl tape::Backward for Scan {
+    fn name(&self) -> &'static str {
+        OP
+    }
+
+    fn backward(
+        &self,
+        inputs: &[Option<Tensor>],
+        output: &Tensor,
+        grads: &[Option<Tensor>],
+    ) -> Result<Vec<Option<Tensor>>> {
+        match output.dtype() {
+            DType::F64 => backward::gradients::<f64>(self, inputs, grads),
+            _ => backward::gradients::<f32>(self, inputs, grads),
+        }
+    }
 }
 
 /// One token: `state` (b, h, p, n) is advanced **in place**, and the output (b, h, p) returned in `x`'s dtype.
@@ -37,7 +95,7 @@ pub fn ssd_chunk_scan(args: &SsdChunkScan) -> Result<(Tensor, Tensor)> {
 /// # Errors
 /// If a shape does not fit, or `state` is not a contiguous f32 (f64 for f64 data) tensor on the CPU.
 pub fn ssd_state_update(state: &Tensor, args: &SsdStateUpdate) -> Result<Tensor> {
-    crate::check::on_cpu(STEP, state.device())?;
+    check::on_cpu(STEP, state.device())?;
     args.check(state)?;
     if !state.is_contiguous() || state.dtype() != state_dtype(args.x.dtype()) {
         bail!(

@@ -1,0 +1,529 @@
+//! Gradients of the scan on the CPU, chunk by chunk from the last to the first, in matrix products.
+//!
+//! With the notation of the forward pass, `dt = Δ`, and `∂Y` after the gate:
+//! ```text
+//! P = ∂Y Xᵀ            ∂S += P ∘ L Δ          ∂X = (S ∘ L Δ)ᵀ ∂Y + w ⊙ (B ∂Hᵀ)
+//! ∂C = (decay_to ⊙ ∂Y) H + ∂S B               ∂B = (w ⊙ X) ∂H + ∂Sᵀ C
+//! ∂H ← decay ⊙ ∂H + (decay_to ⊙ ∂Y)ᵀ C
+//! ```
+//! The logarithm of a token's decay enters every path that crosses the token: with `G[i,j]` the share of the loss that
+//! flows from source j (a token, or the state before) to reader i (a later token, or the state after), its gradient is
+//! `Σ_{j < k ≤ i} G[i,j]`, a sum of those terms alone, without cancellation.
+//!
+//! Each task owns its heads; sums over the heads of a group (∂B, ∂C) and over sequences are taken of the tasks' parts
+//! afterwards, in a fixed order: results do not depend on the threads' timing.
+
+use candle_core::{Result, Tensor, bail};
+
+use super::args::Dims;
+use super::cpu::{Task, scale_heads};
+use super::views::{Steps, Views, with_views};
+use super::{OP, Scan};
+use crate::host::{self, Disjoint, Rows};
+use crate::parts;
+use crate::simd::{Real, dot, vectorized};
+
+/// Gradients in the order of the inputs.
+pub(super) fn gradients<T: Real>(
+    node: &Scan,
+    inputs: &[Option<Tensor>],
+    grads: &[Option<Tensor>],
+) -> Result<Vec<Option<Tensor>>> {
+    let guards: Vec<_> = grads.iter().map(|t| t.as_ref().map(Tensor::storage_and_layout)).collect();
+    let [Some((guard, layout)), state] = &guards[..] else {
+        bail!("{OP}: expected gradients of two outputs")
+    };
+    let y = Rows::<T>::new(guard, layout, 2)?;
+    let state = state.as_ref().map(|(guard, layout)| host::slice::<T>(guard, layout)).transpose()?;
+    let found = with_views(inputs, 2, node.rule, |v| all(v, &node.dims, node.chunk, y, state))?;
+    let tensors = inputs
+        .iter()
+        .zip(found)
+        .map(|(input, values)| input.as_ref().map(|input| host::tensor(values, input.shape().clone())));
+    Ok(tensors.collect())
+}
+
+/// Where the tasks leave gradients: by token and head, by part of a group, or by sequence.
+struct Sinks<T> {
+    x: Disjoint<T>,
+    dt: Disjoint<T>,
+    z: Disjoint<T>,
+    /// (parts, tokens, g, n)
+    b: Disjoint<T>,
+    c: Disjoint<T>,
+    /// (sequences, h)
+    a: Disjoint<T>,
+    bias: Disjoint<T>,
+    /// (sequences, h, p), or (sequences, h)
+    d: Disjoint<T>,
+    /// (sequences, h, p, n)
+    state: Disjoint<T>,
+}
+
+fn all<T: Real>(
+    v: &Views<T>,
+    dims: &Dims,
+    chunk: usize,
+    gy: Rows<T>,
+    gstate: Option<&[T]>,
+) -> [Vec<T>; super::views::INPUTS] {
+    let &Dims { h, p, n, g, .. } = dims;
+    let (sequences, tokens) = (dims.segments.len(), dims.b * dims.l);
+    let (tasks, count) = parts::parts(sequences, g, h / g, 1);
+    let zeros = |len: usize| vec![T::ZERO; len];
+    let (mut x, mut dt, maps) = (zeros(tokens * h * p), zeros(tokens * h), tokens * g * n);
+    let mut z = zeros(if v.z.is_some() { x.len() } else { 0 });
+    let (mut b, mut c) = (zeros(count * maps), zeros(count * maps));
+    let (mut a, mut bias) = (zeros(sequences * h), zeros(sequences * h));
+    let skips = v.d.map_or(0, <[T]>::len);
+    let (mut d, mut state) = (zeros(sequences * skips), zeros(sequences * h * p * n));
+    let sinks = Sinks {
+        x: Disjoint::new(&mut x),
+        dt: Disjoint::new(&mut dt),
+        z: Disjoint::new(&mut z),
+        b: Disjoint::new(&mut b),
+        c: Disjoint::new(&mut c),
+        a: Disjoint::new(&mut a),
+        bias: Disjoint::new(&mut bias),
+        d: Disjoint::new(&mut d),
+        state: Disjoint::new(&mut state),
+    };
+    let steps = Steps::new(v, tokens, h);
+    host::parallel(tasks.len(), |i| {
+        let task = Task { v, dims, steps: &steps, part: tasks[i] };
+        Reverse::new(task, chunk, gstate).run(gy, &sinks);
+    });
+    [
+        x,
+        dt,
+        parts::sum(a, h),
+        parts::sum(b, maps),
+        parts::sum(c, maps),
+        parts::sum(d, skips),
+        parts::sum(bias, h),
+        z,
+        state,
+    ]
+}
+
+/// The backward pass of one task, and its scratch; (q, w) are rows of tokens by channels of all heads.
+struct Reverse<'a, T> {
+    task: Task<'a, T>,
+    chunk: usize,
+    /// States before each chunk.
+    starts: Vec<T>,
+    /// Gradient of the state after the chunk at hand, and whether it is still zero.
+    gh: Vec<T>,
+    gh_empty: bool,
+    /// S, ∂S, S ∘ L Δ, P and then G; (chunk, chunk).
+    scores: Vec<T>,
+    gscores: Vec<T>,
+    mixed: Vec<T>,
+    flows: Vec<T>,
+    /// ∂Y after the gate, decays × ∂Y, ∂X, weighted X, C Hᵀ, B ∂Hᵀ; (q, w).
+    gy: Vec<T>,
+    gy_decayed: Vec<T>,
+    gx: Vec<T>,
+    weighted: Vec<T>,
+    from_state: Vec<T>,
+    to_state: Vec<T>,
+    /// ∂B and ∂C of the chunk, (q, n).
+    gmaps: [Vec<T>; 2],
+    /// ∂Δ, (q, heads).
+    gdt: Vec<T>,
+    /// Each head's decay over the chunk.
+    totals: Vec<T>,
+    /// A row of L; shares of the state after; ∂ log decay; decays from the chunk's start.
+    rows: [Vec<T>; 4],
+    ga: Vec<T>,
+    gbias: Vec<T>,
+    gd: Vec<T>,
+}
+
+impl<'a, T: Real> Reverse<'a, T> {
+    fn new(task: Task<'a, T>, chunk: usize, gstate: Option<&[T]>) -> Self {
+        let zeros = |len: usize| vec![T::ZERO; len];
+        let (square, wide) = (chunk * chunk, chunk * task.width());
+        let (len, heads) = (task.state_range().1, task.part.len);
+        let skips = task.v.d.map_or(0, |d| d.len() / task.dims.h) * heads;
+        let mut gh = zeros(len);
+        task.load_state(gstate, &mut gh);
+        let mut this = Self {
+            task,
+            chunk,
+            starts: Vec::new(),
+            gh,
+            gh_empty: gstate.is_none(),
+            scores: zeros(square),
+            gscores: zeros(square),
+            mixed: zeros(square),
+            flows: zeros(square),
+            gy: zeros(wide),
+            gy_decayed: zeros(wide),
+            gx: zeros(wide),
+            weighted: zeros(wide),
+            from_state: zeros(wide),
+            to_state: zeros(wide),
+            gmaps: [zeros(chunk * task.dims.n), zeros(chunk * task.dims.n)],
+            gdt: zeros(chunk * heads),
+            totals: zeros(heads),
+            rows: [zeros(chunk), zeros(chunk), zeros(chunk), zeros(chunk)],
+            ga: zeros(heads),
+            gbias: zeros(heads),
+            gd: zeros(skips),
+        };
+        this.find_starts();
+        this
+    }
+
+    fn find_starts(&mut self) {
+        let (_, len) = self.task.state_range();
+        let chunks = self.task.chunks(self.chunk).len();
+        let mut starts = vec![T::ZERO; chunks.max(1) * len];
+        self.task.load_state(self.task.v.state, &mut starts[..len]);
+        for (i, at) in self.task.chunks(self.chunk).take(chunks.saturating_sub(1)).enumerate() {
+            let (known, next) = starts[i * len..].split_at_mut(len);
+            let next = &mut next[..len];
+            next.copy_from_slice(known);
+            self.weigh(at);
+            self.task.advance(at, &self.weighted, &self.totals, next);
+        }
+        self.starts = starts;
+    }
+
+    /// Weighted inputs and total decays of all heads.
+    fn weigh(&mut self, at: (usize, usize)) {
+        let (task, weighted, totals) = (self.task, &mut self.weighted, &mut self.totals);
+        vectorized(
+            #[inline(always)]
+            || {
+                for (k, total) in totals.iter_mut().enumerate() {
+                    *total = task.weigh(at, k, weighted);
+                }
+            },
+        );
+    }
+
+    fn run(mut self, gy: Rows<T>, sinks: &Sinks<T>) {
+        let len = self.task.state_range().1;
+        let starts = std::mem::take(&mut self.starts);
+        for (i, at) in self.task.chunks(self.chunk).enumerate().rev() {
+            let first = i == 0 && self.task.v.state.is_none();
+            let start = (!first).then(|| &starts[i * len..][..len]);
+            self.one_chunk(at, start, gy, sinks);
+        }
+        let (segment, first, heads) = (self.task.part.segment, self.task.part.start, self.task.part.len);
+        let at = segment * self.task.dims.h + first;
+        let (state_at, _) = self.task.state_range();
+        let per_head = self.gd.len() / heads.max(1);
+        // SAFETY: this task alone holds these heads of this sequence.
+        unsafe {
+            sinks.state.slice(state_at, len).copy_from_slice(&self.gh);
+            sinks.a.slice(at, heads).copy_from_slice(&self.ga);
+            sinks.bias.slice(at, heads).copy_from_slice(&self.gbias);
+            sinks.d.slice(at * per_head, self.gd.len()).copy_from_slice(&self.gd);
+        }
+    }
+
+    /// One chunk; `start` is the state before it, `None` if it is zero.
+    fn one_chunk(&mut self, at: (usize, usize), start: Option<&[T]>, gy: Rows<T>, sinks: &Sinks<T>) {
+        self.task.scores(at, &mut self.scores, self.chunk);
+        self.gscores.fill(T::ZERO);
+        self.weigh(at);
+        self.across(at, start);
+        vectorized(
+            #[inline(always)]
+            || self.load_gradient(at, gy),
+        );
+        if self.task.v.z.is_some() {
+            self.through_gate(at, start.is_some(), gy, sinks);
+        }
+        for k in 0..self.task.part.len {
+            self.one_head(at, k, start);
+        }
+        self.maps(at, start);
+        self.advance(at);
+        vectorized(
+            #[inline(always)]
+            || self.finish(at, sinks),
+        );
+    }
+
+    /// What passes between tokens and the states before and after: `C Hᵀ` and `B ∂Hᵀ`.
+    fn across(&mut self, (t, q): (usize, usize), start: Option<&[T]>) {
+        let (n, width) = (self.task.dims.n, self.task.width());
+        let (b, c) = self.task.maps(t);
+        match start {
+            Some(state) => {
+                let out = &mut self.from_state;
+                host::gemm((q, n, width), c.0, (c.1, 1), state, (1, n), out, (width, 1), false);
+            }
+            None => self.from_state.fill(T::ZERO),
+        }
+        if self.gh_empty {
+            self.to_state.fill(T::ZERO);
+        } else {
+            let out = &mut self.to_state;
+            host::gemm((q, n, width), b.0, (b.1, 1), &self.gh, (1, n), out, (width, 1), false);
+        }
+    }
+
+    #[inline(always)]
+    fn load_gradient(&mut self, (t, q): (usize, usize), gy: Rows<T>) {
+        let (first, width) = (self.task.part.start * self.task.dims.p, self.task.width());
+        for (i, row) in self.gy.chunks_exact_mut(width).take(q).enumerate() {
+            row.copy_from_slice(&gy.row(t + i)[first..first + width]);
+        }
+    }
+
+    /// ∂z, from the outputs before the gate, computed again; turns ∂Y after the gate into that before it.
+    fn through_gate(&mut self, (t, q): (usize, usize), has_state: bool, gy: Rows<T>, sinks: &Sinks<T>) {
+        let (task, p, width) = (self.task, self.task.dims.p, self.task.width());
+        let Some(z) = task.v.z else { return };
+        let first = task.part.start;
+        for k in 0..task.part.len {
+            vectorized(
+                #[inline(always)]
+                || self.mix((t, q), k),
+            );
+            for i in 0..q {
+                let factor = if has_state { self.rows[3][i] } else { T::ZERO };
+                let from = &self.from_state[i * width + k * p..][..p];
+                let y = &mut self.gx[i * width + k * p..][..p];
+                y.iter_mut().zip(from).for_each(|(y, &f)| *y = factor * f);
+                task.v.add_skip(task.dims, t + i, first + k, y);
+            }
+            let x = task.v.x.tail(t, (first + k) * p);
+            let (stride, y) = (task.v.x.stride(), &mut self.gx[k * p..]);
+            host::gemm((q, q, p), &self.mixed, (self.chunk, 1), x, (stride, 1), y, (width, 1), true);
+        }
+        let columns = first * p..first * p + width;
+        for i in 0..q {
+            let (z, gy) = (&z.row(t + i)[columns.clone()], &gy.row(t + i)[columns.clone()]);
+            let (y, out) = (&self.gx[i * width..][..width], &mut self.gy[i * width..][..width]);
+            // SAFETY: this task alone writes these heads of this sequence.
+            let gz = unsafe { sinks.z.slice((t + i) * task.dims.h * p + first * p, width) };
+            vectorized(
+                #[inline(always)]
+                || {
+                    for c in 0..width {
+                        gz[c] = gy[c] * y[c] * z[c].silu_grad();
+                        out[c] = gy[c] * z[c].silu();
+                    }
+                },
+            );
+        }
+    }
+
+    /// Head `k`'s `S ∘ L Δ`, and its decays from the chunk's start in `rows[3]`.
+    #[inline(always)]
+    fn mix(&mut self, (t, q): (usize, usize), k: usize) {
+        let [decays, _, _, from_start] = &mut self.rows;
+        let mut total = T::ONE;
+        for i in 0..q {
+            let (dt, decay) = self.task.step(t + i, self.task.part.start + k);
+            decays[..i].iter_mut().for_each(|l| *l *= decay);
+            decays[i] = dt;
+            total *= decay;
+            from_start[i] = total;
+            let (row, later) = self.mixed[i * self.chunk..][..q].split_at_mut(i + 1);
+            for ((m, &s), &l) in row.iter_mut().zip(&self.scores[i * self.chunk..]).zip(decays.iter()) {
+                *m = s * l;
+            }
+            later.fill(T::ZERO);
+        }
+    }
+
+    /// All that belongs to one head alone.
+    fn one_head(&mut self, (t, q): (usize, usize), k: usize, start: Option<&[T]>) {
+        let (task, p, width) = (self.task, self.task.dims.p, self.task.width());
+        let stride = self.chunk;
+        let x = task.v.x.tail(t, (task.part.start + k) * p);
+        let gy = &self.gy[k * p..];
+        let flows = &mut self.flows;
+        host::gemm((q, p, q), gy, (width, 1), x, (1, task.v.x.stride()), flows, (stride, 1), false);
+        vectorized(
+            #[inline(always)]
+            || {
+                self.mix((t, q), k);
+                self.inside((t, q), k);
+            },
+        );
+        let (gy, gx) = (&self.gy[k * p..], &mut self.gx[k * p..]);
+        host::gemm((q, q, p), &self.mixed, (1, stride), gy, (width, 1), gx, (width, 1), false);
+        vectorized(
+            #[inline(always)]
+            || {
+                self.with_states((t, q), k);
+                self.skip((t, q), k);
+                self.decays((t, q), k, start);
+            },
+        );
+    }
+
+    /// From P to ∂S, ∂Δ and the shares of the loss that flow between tokens.
+    #[inline(always)]
+    fn inside(&mut self, (t, q): (usize, usize), k: usize) {
+        let (task, heads) = (self.task, self.task.part.len);
+        let head = task.part.start + k;
+        let [decays, gdt, dts, _] = &mut self.rows;
+        gdt.fill(T::ZERO);
+        for i in 0..q {
+            let (dt, decay) = task.step(t + i, head);
+            decays[..i].iter_mut().for_each(|l| *l *= decay);
+            (decays[i], dts[i]) = (T::ONE, dt);
+            let at = i * self.chunk;
+            let (flows, gscores) = (&mut self.flows[at..=at + i], &mut self.gscores[at..=at + i]);
+            let scores = &self.scores[at..=at + i];
+            for j in 0..=i {
+                let p = flows[j] * decays[j];
+                gscores[j] = p.mul_add(dts[j], gscores[j]);
+                let p = p * scores[j];
+                gdt[j] += p;
+                flows[j] = p * dts[j];
+            }
+        }
+        for (j, &g) in gdt[..q].iter().enumerate() {
+            self.gdt[j * heads + k] = g;
+        }
+    }
+
+    /// What head `k` exchanges with the states: adds to ∂X and ∂Δ; leaves the shares in `rows[1]` (each token to the
+    /// state after) and `rows[2]` (the state before to each token).
+    #[inline(always)]
+    fn with_states(&mut self, (t, q): (usize, usize), k: usize) {
+        let (task, p, width, heads) = (self.task, self.task.dims.p, self.task.width(), self.task.part.len);
+        let head = task.part.start + k;
+        let [_, to_after, from_before, from_start] = &mut self.rows;
+        let mut to_end = T::ONE;
+        for j in (0..q).rev() {
+            let (dt, decay) = task.step(t + j, head);
+            let at = j * width + k * p;
+            let x = &task.v.x.row(t + j)[head * p..][..p];
+            let to_state = &self.to_state[at..at + p];
+            let weight = to_end * dt;
+            let share = to_end * dot(to_state, x);
+            self.gdt[j * heads + k] += share;
+            to_after[j] = share * dt;
+            for (gx, &s) in self.gx[at..at + p].iter_mut().zip(to_state) {
+                *gx = s.mul_add(weight, *gx);
+            }
+            to_end *= decay;
+            let (gy, decayed) = (&self.gy[at..at + p], &mut self.gy_decayed[at..at + p]);
+            from_before[j] = from_start[j] * dot(&self.from_state[at..at + p], gy);
+            decayed.iter_mut().zip(gy).for_each(|(d, &g)| *d = g * from_start[j]);
+        }
+    }
+
+    /// ∂D, and the skip's part of ∂X.
+    #[inline(always)]
+    fn skip(&mut self, (t, q): (usize, usize), k: usize) {
+        let (task, p, width) = (self.task, self.task.dims.p, self.task.width());
+        let head = task.part.start + k;
+        let per_head = self.gd.len() / task.part.len;
+        if per_head == 0 {
+            return;
+        }
+        let gd = &mut self.gd[k * per_head..][..per_head];
+        for i in 0..q {
+            let at = i * width + k * p;
+            let (gy, gx) = (&self.gy[at..at + p], &mut self.gx[at..at + p]);
+            let x = &task.v.x.row(t + i)[head * p..][..p];
+            for c in 0..p {
+                gx[c] = gy[c].mul_add(task.v.skip(task.dims, head, c), gx[c]);
+            }
+            match gd {
+                [one] => *one += dot(gy, x),
+                _ => gd.iter_mut().zip(gy).zip(x).for_each(|((d, &g), &x)| *d = g.mul_add(x, *d)),
+            }
+        }
+    }
+
+    /// ∂A, and the decays' part of ∂Δ, of head `k`.
+    #[inline(always)]
+    fn decays(&mut self, (t, q): (usize, usize), k: usize, start: Option<&[T]>) {
+        let (task, heads) = (self.task, self.task.part.len);
+        let (head, size) = (task.part.start + k, task.dims.p * task.dims.n);
+        // Shares by source, summed over the readers from the token at hand on.
+        let [_, sources, from_before, _] = &mut self.rows;
+        let mut before = match start {
+            Some(state) if !self.gh_empty => {
+                self.totals[k] * dot(&state[k * size..][..size], &self.gh[k * size..][..size])
+            }
+            _ => T::ZERO,
+        };
+        let rate = task.v.a[head];
+        for i in (0..q).rev() {
+            before += from_before[i];
+            let flows = &self.flows[i * self.chunk..][..i];
+            let mut lanes = [T::ZERO; 16];
+            for (sources, flows) in sources[..i].chunks_mut(16).zip(flows.chunks(16)) {
+                for ((lane, source), &flow) in lanes.iter_mut().zip(sources).zip(flows) {
+                    *source += flow;
+                    *lane += *source;
+                }
+            }
+            let share = before + crate::simd::fold(lanes);
+            let (dt, _) = task.step(t + i, head);
+            self.gdt[i * heads + k] += share * rate;
+            self.ga[k] += share * dt;
+        }
+    }
+
+    /// ∂B and ∂C of the chunk, over all heads of the task.
+    fn maps(&mut self, (t, q): (usize, usize), start: Option<&[T]>) {
+        let (n, width, chunk) = (self.task.dims.n, self.task.width(), self.chunk);
+        let (b, c) = self.task.maps(t);
+        let [gb, gc] = &mut self.gmaps;
+        host::gemm((q, q, n), &self.gscores, (1, chunk), c.0, (c.1, 1), gb, (n, 1), false);
+        host::gemm((q, q, n), &self.gscores, (chunk, 1), b.0, (b.1, 1), gc, (n, 1), false);
+        if !self.gh_empty {
+            host::gemm((q, width, n), &self.weighted, (width, 1), &self.gh, (n, 1), gb, (n, 1), true);
+        }
+        if let Some(state) = start {
+            host::gemm((q, width, n), &self.gy_decayed, (width, 1), state, (n, 1), gc, (n, 1), true);
+        }
+    }
+
+    /// ∂H of the state before the chunk.
+    fn advance(&mut self, (t, q): (usize, usize)) {
+        let (n, width) = (self.task.dims.n, self.task.width());
+        let (_, c) = self.task.maps(t);
+        vectorized(
+            #[inline(always)]
+            || scale_heads(&mut self.gh, &self.totals),
+        );
+        let gh = &mut self.gh;
+        host::gemm((width, q, n), &self.gy_decayed, (1, width), c.0, (c.1, 1), gh, (n, 1), true);
+        self.gh_empty = false;
+    }
+
+    /// Writes the chunk's gradients.
+    #[inline(always)]
+    fn finish(&mut self, (t, q): (usize, usize), sinks: &Sinks<T>) {
+        let (task, width) = (self.task, self.task.width());
+        let (dims, part) = (task.dims, task.part);
+        let tokens = dims.b * dims.l;
+        for i in 0..q {
+            let maps = ((part.index * tokens + t + i) * dims.g + part.group) * dims.n;
+            let head = (t + i) * dims.h + part.start;
+            // SAFETY: this task alone holds these heads, and this part of the group, on these tokens.
+            let (gx, gdt, gb, gc) = unsafe {
+                (
+                    sinks.x.slice(head * dims.p, width),
+                    sinks.dt.slice(head, part.len),
+                    sinks.b.slice(maps, dims.n),
+                    sinks.c.slice(maps, dims.n),
+                )
+            };
+            gx.copy_from_slice(&self.gx[i * width..][..width]);
+            gb.copy_from_slice(&self.gmaps[0][i * dims.n..][..dims.n]);
+            gc.copy_from_slice(&self.gmaps[1][i * dims.n..][..dims.n]);
+            for k in 0..part.len {
+                let slope = task.v.step_grad(task.v.raw_step(t + i, part.start + k));
+                gdt[k] = self.gdt[i * part.len + k] * slope;
+                self.gbias[k] += gdt[k];
+            }
+        }
+    }
+}
