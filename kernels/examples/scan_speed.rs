@@ -16,28 +16,6 @@ fn random(shape: &[usize], mean: f64, std: f64) -> Result<Tensor> {
 
 /// Shortest time of `f`, in nanoseconds, over `runs` runs.
 fn best(runs: usize, mut f: impl FnMut() -> Result<()>) -> Result<f64> {
-    if std::env::var_os("SCHED").is_some() {
-        let now = || {
-            std::fs::read_dir("/proc/self/task")
-                .unwrap()
-                .map(|t| {
-                    std::fs::read_to_string(t.unwrap().path().join("schedstat"))
-                        .unwrap()
-                        .split(' ')
-                        .next()
-                        .unwrap()
-                        .parse::<f64>()
-                        .unwrap()
-                })
-                .sum::<f64>()
-        };
-        f()?;
-        let s = now();
-        for _ in 0..runs {
-            f()?;
-        }
-        return Ok((now() - s) / runs as f64);
-    }
     let mut best = f64::INFINITY;
     for _ in 0..runs {
         let start = Instant::now();
@@ -63,7 +41,7 @@ fn time(name: &str, l: usize, inputs: &[Tensor], scan: impl Fn(&[&Tensor]) -> Re
 }
 
 fn mamba1(l: usize) -> Result<()> {
-    let (e, n) = (1536, std::env::var("N").map_or(16, |v| v.parse().unwrap()));
+    let (e, n) = (1536, 16);
     let inputs = [
         random(&[1, l, e], 0.0, 1.0)?,
         random(&[1, l, e], -4.0, 0.5)?,
