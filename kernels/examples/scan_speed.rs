@@ -122,9 +122,7 @@ fn main() -> Result<()> {
     report("a layer's projection matmul", 512, best(50, || x.matmul(&weights).map(drop))?);
     for &l in &lengths {
         mamba1(l)?;
-        if std::env::var_os("NO2").is_none() {
-            mamba2(l)?;
-        }
+        mamba2(l)?;
     }
     steps(24)
 }
