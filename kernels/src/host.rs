@@ -27,7 +27,10 @@ pub(crate) fn slice<'a, T: WithDType>(storage: &'a Storage, layout: &Layout) -> 
 pub(crate) struct Rows<'a, T> {
     data: &'a [T],
     stride: usize,
-    width: usize,
+    /// Number of rows.
+    pub(crate) rows: usize,
+    /// Elements of a row.
+    pub(crate) width: usize,
 }
 
 impl<'a, T> Rows<'a, T> {
@@ -43,7 +46,15 @@ impl<'a, T> Rows<'a, T> {
         let width = layout.dims()[lead..].iter().product();
         let rows: usize = layout.dims()[..lead].iter().product();
         let len = if rows == 0 { 0 } else { (rows - 1) * stride + width };
-        Ok(Self { data: &storage.as_slice::<T>()?[layout.start_offset()..][..len], stride, width })
+        Ok(Self { data: &storage.as_slice::<T>()?[layout.start_offset()..][..len], stride, rows, width })
+    }
+
+    /// Rows over all dimensions but the last.
+    pub(crate) fn of_last(storage: &'a Storage, layout: &Layout) -> Result<Self>
+    where
+        T: WithDType,
+    {
+        Self::new(storage, layout, layout.dims().len().saturating_sub(1))
     }
 
     #[inline(always)]
@@ -118,72 +129,6 @@ pub(crate) fn tensor<T: WithDType>(values: Vec<T>, shape: impl Into<Shape>) -> T
 /// The dtype of states and accumulators for data of this dtype: f64 for f64, else f32.
 pub fn state_dtype(data: DType) -> DType {
     if data == DType::F64 { DType::F64 } else { DType::F32 }
-}
-
-/// Rows of equal width at a constant distance: a contiguous tensor, or a slice of one along its last dimension.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Rows<'a, T> {
-    data: &'a [T],
-    stride: usize,
-    /// Number of rows.
-    pub(crate) rows: usize,
-    /// Elements of a row.
-    pub(crate) width: usize,
-}
-
-impl<'a, T> Rows<'a, T> {
-    #[inline(always)]
-    pub(crate) fn row(&self, i: usize) -> &'a [T] {
-        &self.data[i * self.stride..][..self.width]
-    }
-
-    /// The whole extent, and the distance from row to row.
-    pub(crate) fn raw(&self) -> (&'a [T], usize) {
-        (self.data, self.stride)
-    }
-}
-
-/// The rows of a CPU tensor (..., width), read in place; `None` where they have no constant distance or have gaps
-/// inside (then a contiguous copy has to be made first).
-pub(crate) fn row_stride(layout: &Layout) -> Option<usize> {
-    let (dims, strides) = (layout.dims(), layout.stride());
-    let (&width, lead) = dims.split_last()?;
-    if width > 1 && strides[dims.len() - 1] != 1 {
-        return None;
-    }
-    // Walk outwards: each dimension must continue where the ones inside it end.
-    let mut next: Option<usize> = None;
-    let mut stride = width;
-    for (&dim, &s) in lead.iter().zip(strides).rev().filter(|(dim, _)| **dim != 1) {
-        match next {
-            None => stride = s,
-            Some(expected) if expected == s => {}
-            Some(_) => return None,
-        }
-        next = Some(s * dim);
-    }
-    Some(stride)
-}
-
-/// See [`row_stride`], which must have said yes.
-pub(crate) fn rows<'a, T: WithDType>(storage: &'a Storage, layout: &Layout) -> Result<Rows<'a, T>> {
-    let Storage::Cpu(storage) = storage else { bail!("expected a tensor on the CPU") };
-    let (Some(stride), Some(&width)) = (row_stride(layout), layout.dims().last()) else {
-        bail!(
-            "expected rows at a constant distance, got strides {:?} for {:?}",
-            layout.stride(),
-            layout.shape()
-        )
-    };
-    let rows = layout.dims()[..layout.dims().len() - 1].iter().product();
-    let extent = if rows == 0 || width == 0 { 0 } else { (rows - 1) * stride + width };
-    let data = &storage.as_slice::<T>()?[layout.start_offset()..][..extent];
-    Ok(Rows { data, stride: if rows * width == 0 { 0 } else { stride }, rows, width })
-}
-
-/// The tensor itself where [`rows`] can read it, else a contiguous copy.
-pub(crate) fn with_rows(x: &Tensor) -> Result<Tensor> {
-    if row_stride(x.layout()).is_some() { Ok(x.clone()) } else { x.contiguous() }
 }
 
 /// Threads of candle's pools. (candle's own count reads the processor list from the system at each call.)

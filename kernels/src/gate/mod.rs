@@ -10,7 +10,7 @@ use candle_core::{DType, Result, Tensor, bail};
 
 use self::function::Erf;
 use crate::check;
-use crate::host::{self, state_dtype};
+use crate::host::{self, Rows, state_dtype};
 use crate::tape::{self, Backward};
 
 /// An elementwise function.
@@ -76,7 +76,7 @@ fn in_type<T: Erf>(
     // A scalar is a row of one.
     let rows = |t: &Tensor| {
         let t = t.to_dtype(T::DTYPE)?;
-        host::with_rows(&if t.rank() == 0 { t.reshape(1)? } else { t })
+        if t.rank() == 0 { t.reshape(1) } else { host::in_rows(&t, t.rank() - 1) }
     };
     let (rows_of_gate, value) = (rows(gate)?, value.map(rows).transpose()?);
     let shape = rows_of_gate.shape().clone();
@@ -90,13 +90,13 @@ fn in_type<T: Erf>(
 /// Calls `f` with the inputs gate and value.
 fn with_rows<T: Erf, R>(
     inputs: &[Option<Tensor>],
-    f: impl FnOnce(host::Rows<T>, Option<host::Rows<T>>) -> Result<R>,
+    f: impl FnOnce(Rows<T>, Option<Rows<T>>) -> Result<R>,
 ) -> Result<R> {
     let views: Vec<_> = inputs.iter().map(|t| t.as_ref().map(|t| t.storage_and_layout())).collect();
     let [Some(gate), value] = views.as_slice() else {
         bail!("an activation has two inputs, the first is the gate")
     };
-    f(host::rows(&gate.0, gate.1)?, value.as_ref().map(|v| host::rows(&v.0, v.1)).transpose()?)
+    f(Rows::of_last(&gate.0, gate.1)?, value.as_ref().map(|v| Rows::of_last(&v.0, v.1)).transpose()?)
 }
 
 struct Gated<T> {

@@ -30,7 +30,7 @@ pub(super) fn forward<T: Register, W: Stored<T>>(
     if let Some(bias) = bias {
         y.chunks_exact_mut(bias.len().max(1)).for_each(|row| row.copy_from_slice(bias));
     }
-    let (xs, stride) = x.raw();
+    let (xs, stride) = (x.tail(0, 0), x.stride());
     panels(w, x.width, |first, w| {
         let n = w.len() / x.width;
         let sizes = (x.rows, x.width, n);
@@ -76,7 +76,7 @@ pub(super) fn grad_x<T: Register, W: Stored<T>>(g: &[T], w: &[W], rows: usize, i
 pub(super) fn grad_weight<T: Real>(g: &[T], x: Rows<T>, outputs: usize) -> Vec<T> {
     let mut grad = vec![T::ZERO; outputs * x.width];
     if !grad.is_empty() && x.rows > 0 {
-        let (xs, stride) = x.raw();
+        let (xs, stride) = (x.tail(0, 0), x.stride());
         let sizes = (outputs, x.rows, x.width);
         host::gemm_parallel(sizes, g, (1, outputs), xs, (stride, 1), &mut grad, (x.width, 1), false);
     }

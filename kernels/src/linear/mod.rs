@@ -12,7 +12,7 @@ use half::{bf16, f16};
 
 use self::stored::{Register, Stored};
 use crate::check::{self, tuple};
-use crate::host;
+use crate::host::{self, Rows};
 use crate::tape::{self, Backward};
 
 /// `y = x Wᵀ + bias`.
@@ -63,7 +63,7 @@ fn check_args(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<()> 
 /// `x` in `T`, `weight` stored in `W`.
 fn on_cpu<T: Register, W: Stored<T>>(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
     let (outputs, _) = weight.dims2()?;
-    let x = host::with_rows(x)?;
+    let x = host::in_rows(x, x.rank() - 1)?;
     let weight = weight.contiguous()?;
     let bias = bias.map(|b| b.to_dtype(T::DTYPE)?.contiguous()).transpose()?;
     let mut shape = x.dims().to_vec();
@@ -74,7 +74,7 @@ fn on_cpu<T: Register, W: Stored<T>>(x: &Tensor, weight: &Tensor, bias: Option<&
         let (xs, ws) = (x.storage_and_layout(), weight.storage_and_layout());
         let bs = bias.as_ref().map(|b| b.storage_and_layout());
         let bias = bs.as_ref().map(|(storage, layout)| host::slice::<T>(storage, layout)).transpose()?;
-        cpu::forward(host::rows::<T>(&xs.0, xs.1)?, host::slice::<W>(&ws.0, ws.1)?, bias, outputs)
+        cpu::forward(Rows::of_last(&xs.0, xs.1)?, host::slice::<W>(&ws.0, ws.1)?, bias, outputs)
     };
     let inputs = [Some(&x), Some(&weight), bias.as_ref()];
     let op =
@@ -106,7 +106,7 @@ impl<T: Register, W: Stored<T>> Backward for Linear<W, T> {
         let (outputs, width) = weight.dims2()?;
         let (xs, ws, gs) = (x.storage_and_layout(), weight.storage_and_layout(), g.storage_and_layout());
         let (x_rows, w, g) =
-            (host::rows::<T>(&xs.0, xs.1)?, host::slice::<W>(&ws.0, ws.1)?, host::slice::<T>(&gs.0, gs.1)?);
+            (Rows::of_last(&xs.0, xs.1)?, host::slice::<W>(&ws.0, ws.1)?, host::slice::<T>(&gs.0, gs.1)?);
         let [want_x, want_weight, want_bias] = self.wanted;
         let grad_x = want_x.then(|| host::tensor(cpu::grad_x(g, w, x_rows.rows, width), x.shape()));
         let grad_weight = want_weight

@@ -14,7 +14,7 @@ use candle_core::{DType, Result, Tensor, bail};
 
 use self::cpu::{Args, Gate, Gradients, Kind};
 use crate::check::{self, tuple};
-use crate::host::{self, state_dtype};
+use crate::host::{self, Rows, state_dtype};
 use crate::simd::Real;
 use crate::tape::{self, Backward};
 
@@ -96,7 +96,7 @@ fn on_cpu(kind: Kind, x: &Tensor, others: [Option<&Tensor>; 3]) -> Result<Tensor
 }
 
 fn in_type<T: Real>(kind: Kind, x: &Tensor, [z, weight, bias]: [Option<&Tensor>; 3]) -> Result<Tensor> {
-    let data = |t: &Tensor| host::with_rows(&t.to_dtype(T::DTYPE)?);
+    let data = |t: &Tensor| host::in_rows(&t.to_dtype(T::DTYPE)?, t.rank() - 1);
     let parameter = |t: &Tensor| t.to_dtype(T::DTYPE)?.contiguous();
     let z = z.map(data).transpose()?;
     let inputs = [Some(data(x)?), z, weight.map(parameter).transpose()?, bias.map(parameter).transpose()?];
@@ -114,8 +114,8 @@ fn with_args<T: Real, R>(inputs: &[Option<Tensor>], f: impl FnOnce(Args<T>) -> R
         bail!("a norm has four inputs, the first is x")
     };
     f(Args {
-        x: host::rows(&x.0, x.1)?,
-        z: z.as_ref().map(|z| host::rows(&z.0, z.1)).transpose()?,
+        x: Rows::of_last(&x.0, x.1)?,
+        z: z.as_ref().map(|z| Rows::of_last(&z.0, z.1)).transpose()?,
         weight: weight.as_ref().map(|w| host::slice(&w.0, w.1)).transpose()?,
         bias: bias.as_ref().map(|b| host::slice(&b.0, b.1)).transpose()?,
     })
