@@ -80,7 +80,7 @@ struct Task {
 fn tasks(plan: &Plan, tokens: usize) -> Vec<Task> {
     let h_kv = plan.h / plan.group;
     let pairs = plan.sequences.iter().filter(|s| s.lq > 0 && s.lk > 0).count() * h_kv;
-    let wanted = (2 * candle_core::utils::get_num_threads()).div_ceil(pairs.max(1)).min(PARTS);
+    let wanted = (2 * host::threads()).div_ceil(pairs.max(1)).min(PARTS);
     let mut tasks = Vec::new();
     for &sequence in plan.sequences.iter().filter(|s| s.lq > 0 && s.lk > 0) {
         let parts = wanted.min(sequence.lq.div_ceil(tokens));

@@ -5,7 +5,7 @@
 
 use super::super::plan::{Plan, Sequence};
 use super::{Heads, LANES, cap_scores, lanes};
-use crate::host::Disjoint;
+use crate::host::{self, Disjoint};
 use crate::simd::{Real, vectorized};
 
 /// Keys a chunk.
@@ -52,10 +52,10 @@ pub(in super::super) fn decode<T: Real>(plan: &Plan, [q, k, v]: [Heads<T>; 3]) -
         }
     };
     let elements: usize = chunks.iter().map(|c| c.end - c.start).sum::<usize>() * plan.h / plan.group;
-    if elements * (plan.p + plan.pv) <= SMALL || candle_core::utils::get_num_threads() == 1 {
+    if elements * (plan.p + plan.pv) <= SMALL {
         run(0..chunks.len());
     } else {
-        candle_core::utils::barrier_pool().execute_chunked(chunks.len(), run);
+        host::spinning(chunks.len(), 1, run);
     }
     vectorized(
         #[inline(always)]

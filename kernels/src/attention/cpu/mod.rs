@@ -67,7 +67,7 @@ impl Block {
 
 /// Tokens a block, so that full tiles are had where there is work enough, and all threads have some where not.
 fn block_tokens(plan: &Plan) -> usize {
-    let threads = candle_core::utils::get_num_threads();
+    let threads = host::threads();
     let h_kv = plan.h / plan.group;
     let mut tokens = (COLUMNS / plan.group).max(1);
     while tokens > 1 && tokens * plan.group > LANES {
@@ -88,7 +88,7 @@ fn widest(plan: &Plan, tokens: usize) -> usize {
 /// `f(scratch, i)` for each `i < n`, started in order, with one scratch a thread.
 fn work<S>(n: usize, scratch: impl Fn() -> S + Sync, f: impl Fn(&mut S, usize) + Sync) {
     let next = AtomicUsize::new(0);
-    host::parallel(n.min(candle_core::utils::get_num_threads()), |_| {
+    host::parallel(n.min(host::threads()), |_| {
         let mut scratch = scratch();
         loop {
             let i = next.fetch_add(1, Ordering::Relaxed);
