@@ -72,23 +72,33 @@ fn values<S: Element, T: Target>(file: &Mapped, stored: &Stored) -> (Vec<T>, usi
         file.release(range);
     } else {
         let per_piece = PIECE / S::WIDTH;
-        candle_core::utils::with_threadpool(|| {
-            for (i, piece) in values.chunks_mut(per_piece).enumerate() {
-                let start = i * PIECE;
-                let bytes = &bytes[start..start + piece.len() * S::WIDTH];
-                let tasks = piece.par_chunks_mut(TASK).zip(bytes.par_chunks(TASK * S::WIDTH));
-                tasks.for_each(|(values, bytes)| {
-                    for (value, bytes) in values.iter_mut().zip(bytes.chunks_exact(S::WIDTH)) {
-                        *value = cast::<S, T>(bytes);
-                    }
+        for (i, piece) in values.chunks_mut(per_piece).enumerate() {
+            let start = i * PIECE;
+            let bytes = &bytes[start..start + piece.len() * S::WIDTH];
+            if piece.len() <= TASK {
+                cast_all::<S, T>(bytes, piece);
+            } else {
+                candle_core::utils::with_threadpool(|| {
+                    let tasks = piece.par_chunks_mut(TASK).zip(bytes.par_chunks(TASK * S::WIDTH));
+                    tasks.for_each(|(values, bytes)| cast_all::<S, T>(bytes, values));
                 });
-                file.release(range.start + start..range.start + start + bytes.len());
             }
-        });
+            file.release(range.start + start..range.start + start + bytes.len());
+        }
     }
     let count = |values: &[T]| values.iter().filter(|v| !v.finite()).count();
-    let non_finite = candle_core::utils::with_threadpool(|| values.par_chunks(TASK).map(count).sum());
+    let non_finite = if values.len() <= TASK {
+        count(&values)
+    } else {
+        candle_core::utils::with_threadpool(|| values.par_chunks(TASK).map(count).sum())
+    };
     (values, non_finite)
+}
+
+fn cast_all<S: Element, T: Target>(bytes: &[u8], values: &mut [T]) {
+    for (value, bytes) in values.iter_mut().zip(bytes.chunks_exact(S::WIDTH)) {
+        *value = cast::<S, T>(bytes);
+    }
 }
 
 /// Elements in row-major order from a view with strides.

@@ -2,6 +2,7 @@
 //!
 //! An importer is data about a family, not model code. A new one is a function of this shape and a line in [`IMPORTERS`].
 
+mod blueprint;
 mod fields;
 mod json;
 mod mamba_hf;
@@ -59,12 +60,15 @@ pub struct Importer {
 /// Every family, most specific first.
 pub static IMPORTERS: &[Importer] = &[mamba_hf::MAMBA, mamba_hf::MAMBA2, state_spaces::STATE_SPACES];
 
-/// Understands `config.json` of a folder.
+/// Understands the `blueprint.toml` of a folder, else its `config.json`.
 ///
 /// # Errors
-/// If there is none, its family is unknown, or keys are missing or wrong: all of them in one error.
+/// If there is neither, the family is unknown, or keys are missing or wrong: all of them in one error.
 pub fn import(folder: &Path, checkpoint: &Checkpoint) -> Result<Import> {
-    let path = folder.join("config.json");
+    let (own, path) = (folder.join("blueprint.toml"), folder.join("config.json"));
+    if own.exists() {
+        return blueprint::import(&own);
+    }
     if !path.exists() {
         return Err(Error::at(&path, "expected the model's configuration, found none")
             .hint("copy config.json from where the weights come from"));

@@ -1,0 +1,133 @@
+//! The golden models give their references' logits, in every format and form.
+
+mod common;
+
+use candle_core::DType;
+use common::{GOLDEN, copy, golden, read_safetensors, stdout, torch, verify, write_shards};
+use semisep_zoo::load::{LoadOptions, load};
+use semisep_zoo::verify::{Expected, tolerance};
+
+fn passes(folder: &std::path::Path, dtype: DType) {
+    let expected = Expected::open(&folder.join("tokens.json"), &folder.join("expected.safetensors")).unwrap();
+    let loaded = load(folder, &LoadOptions { dtype, ..LoadOptions::default() }).unwrap();
+    let tolerance = tolerance(dtype, expected.f64_tolerance());
+    let forms = expected.compare(&loaded.model, tolerance).unwrap();
+    assert_eq!(forms.iter().map(|f| f.form).collect::<Vec<_>>(), ["parallel", "chunked", "step"]);
+    for form in forms {
+        assert!(form.ok, "{} {dtype:?}: {form:?}, tolerance {tolerance}", folder.display());
+    }
+}
+
+#[test]
+fn logits_of_the_references() {
+    for name in GOLDEN {
+        for dtype in [DType::F64, DType::F32, DType::BF16] {
+            passes(&golden(name), dtype);
+        }
+    }
+}
+
+#[test]
+fn pytorch_files_with_views() {
+    for name in GOLDEN {
+        let dir = copy(name);
+        let tensors = read_safetensors(&dir.path().join("model.safetensors"));
+        std::fs::remove_file(dir.path().join("model.safetensors")).unwrap();
+        std::fs::write(dir.path().join("pytorch_model.bin"), torch(&tensors)).unwrap();
+        passes(dir.path(), DType::F64);
+        passes(dir.path(), DType::F32);
+    }
+}
+
+#[test]
+fn pytorch_files_of_pytorch() {
+    for name in ["mamba-orig", "mamba2-orig"] {
+        let dir = copy(name);
+        std::fs::remove_file(dir.path().join("model.safetensors")).unwrap();
+        passes(dir.path(), DType::F64);
+        passes(dir.path(), DType::F32);
+    }
+}
+
+#[test]
+fn shards() {
+    for name in GOLDEN {
+        let dir = copy(name);
+        let tensors = read_safetensors(&dir.path().join("model.safetensors"));
+        std::fs::remove_file(dir.path().join("model.safetensors")).unwrap();
+        write_shards(dir.path(), &tensors);
+        passes(dir.path(), DType::F64);
+        passes(dir.path(), DType::F32);
+    }
+}
+
+/// The other formats hold the same numbers, bit by bit.
+#[test]
+fn formats_agree() {
+    let whole = copy("mamba2attn-orig");
+    let other = copy("mamba2attn-orig");
+    let tensors = read_safetensors(&whole.path().join("model.safetensors"));
+    std::fs::remove_file(other.path().join("model.safetensors")).unwrap();
+    std::fs::write(other.path().join("pytorch_model.bin"), torch(&tensors)).unwrap();
+    let open = |dir: &tempfile::TempDir| semisep_zoo::checkpoint::Checkpoint::open(dir.path()).unwrap();
+    let (a, b) = (open(&whole), open(&other));
+    assert_eq!(a.tensors().count(), b.tensors().count());
+    for stored in a.tensors() {
+        let read = |c: &semisep_zoo::checkpoint::Checkpoint| {
+            let read = c.read(&stored.name, &stored.shape, DType::F32, &candle_core::Device::Cpu).unwrap();
+            read.tensor.flatten_all().unwrap().to_vec1::<f32>().unwrap()
+        };
+        assert_eq!(read(&a), read(&b), "{}", stored.name);
+    }
+}
+
+#[test]
+fn the_command_reports_and_exits() {
+    let good = verify(&golden("mamba2-orig"), &["--dtype", "f64", "--json"]);
+    assert_eq!(good.status.code(), Some(0));
+    let report: serde_json::Value = serde_json::from_str(&stdout(&good)).unwrap();
+    assert_eq!((report["ok"].as_bool(), report["family"].as_str()), (Some(true), Some("state-spaces")));
+    assert_eq!(report["forms"].as_array().unwrap().len(), 3);
+    assert_eq!(report["tensors"]["ignored"][0], "lm_head.weight");
+
+    let strict = verify(&golden("mamba2-orig"), &["--tolerance", "1e-12"]);
+    assert_eq!(strict.status.code(), Some(1));
+    assert!(stdout(&strict).contains("OUT OF TOLERANCE"));
+}
+
+/// A reference of another model does not pass.
+#[test]
+fn other_weights_are_out_of_tolerance() {
+    let dir = copy("mamba2-orig");
+    common::edit_tensors(dir.path(), |tensors| {
+        let norm = tensors.get_mut("backbone.layers.0.mixer.norm.weight").unwrap();
+        norm.bytes[2] ^= 0x40;
+    });
+    assert_eq!(verify(dir.path(), &["--dtype", "f64"]).status.code(), Some(1));
+}
+
+/// Weights kept as bf16, f16 and f64 load as well; types that are no numbers are skipped while nobody needs them.
+#[test]
+fn stored_types() {
+    let dir = copy("mamba-hf");
+    common::edit_tensors(dir.path(), |tensors| {
+        for tensor in tensors.values_mut() {
+            tensor.bytes = tensor
+                .bytes
+                .chunks_exact(4)
+                .flat_map(|b| f64::from(f32::from_le_bytes([b[0], b[1], b[2], b[3]])).to_le_bytes())
+                .collect();
+            tensor.dtype = "F64".into();
+        }
+        let mask = common::Raw { dtype: "BOOL".into(), shape: vec![3], bytes: vec![0, 1, 0] };
+        tensors.insert("backbone.mask".into(), mask);
+    });
+    let strict = verify(dir.path(), &[]);
+    assert_eq!(strict.status.code(), Some(2));
+    assert!(
+        common::stderr(&strict).contains("1 tensor is unexpected: backbone.mask"),
+        "{}",
+        common::stderr(&strict)
+    );
+    assert_eq!(verify(dir.path(), &["--allow-unexpected", "--dtype", "f64"]).status.code(), Some(0));
+}
