@@ -45,8 +45,11 @@ impl<'a, T> Rows<'a, T> {
         };
         let width = layout.dims()[lead..].iter().product();
         let rows: usize = layout.dims()[..lead].iter().product();
-        let len = if rows == 0 { 0 } else { (rows - 1) * stride + width };
-        Ok(Self { data: &storage.as_slice::<T>()?[layout.start_offset()..][..len], stride, rows, width })
+        let len = if rows * width == 0 { 0 } else { (rows - 1) * stride + width };
+        let start = layout.start_offset();
+        // An empty view may start past the end of its storage.
+        let data = storage.as_slice::<T>()?.get(start..start + len).unwrap_or(&[]);
+        Ok(Self { data, stride: if len == 0 { 0 } else { stride }, rows, width })
     }
 
     /// Rows over all dimensions but the last.

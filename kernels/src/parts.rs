@@ -23,7 +23,7 @@ pub(crate) struct Part {
 pub(crate) fn parts(segments: usize, groups: usize, width: usize, grain: usize) -> (Vec<Part>, usize) {
     const TASKS_PER_THREAD: usize = 4;
     let wanted =
-        (TASKS_PER_THREAD * candle_core::utils::get_num_threads()).div_ceil((segments * groups).max(1));
+        (TASKS_PER_THREAD * crate::host::threads()).div_ceil((segments * groups).max(1));
     let len = width.div_ceil(wanted).next_multiple_of(grain).max(1);
     let count = width.div_ceil(len);
     let mut tasks = Vec::with_capacity(segments * groups * count);

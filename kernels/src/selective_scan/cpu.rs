@@ -21,7 +21,7 @@ const AHEAD: usize = 4;
 pub(super) fn is_wide(dims: &Dims) -> bool {
     let channels = dims.e / dims.g;
     channels > NARROW
-        && dims.segments.len() * dims.g * channels.div_ceil(WIDE) >= candle_core::utils::get_num_threads()
+        && dims.segments.len() * dims.g * channels.div_ceil(WIDE) >= crate::host::threads()
 }
 
 /// Outputs (b, l, e) and final states (sequences, e, n).
