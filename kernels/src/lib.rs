@@ -13,6 +13,7 @@
 pub mod attention;
 pub mod causal_conv1d;
 mod check;
+pub mod cuda;
 mod gate;
 mod host;
 mod linear;
@@ -27,7 +28,9 @@ pub mod ssd;
 mod tape;
 
 pub use attention::{Attention, attention};
-pub use causal_conv1d::{CausalConv1d, causal_conv1d, causal_conv1d_update};
+pub use causal_conv1d::{
+    CausalConv1d, CausalConv1dGrads, causal_conv1d, causal_conv1d_backward, causal_conv1d_update,
+};
 pub use gate::{Activation, activation, gated_activation};
 pub use host::state_dtype;
 pub use linear::linear;

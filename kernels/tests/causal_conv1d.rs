@@ -197,7 +197,7 @@ fn any_split_gives_the_whole() -> Result<()> {
 fn steps_give_the_whole() -> Result<()> {
     for (dtype, tolerance) in [(DType::F64, 1e-13), (DType::F32, 1e-6), (DType::BF16, 1e-2)] {
         for (seed, k) in [1, 2, 3, 4, 6].into_iter().enumerate() {
-            for (b, d) in [(1, 2050), (3, 7)] {
+            for (b, d) in [(1, 2050), (3, 7), (9, 2100)] {
                 let i = Inputs::new(seed as u64, (b, b, 9, d, k), dtype)?;
                 let states = if dtype == DType::F64 { dtype } else { DType::F32 };
                 let initial = random(5, &[b, d, k - 1], states);

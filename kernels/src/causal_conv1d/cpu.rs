@@ -75,7 +75,7 @@ impl<'a, T: Real> Conv<'a, T> {
         let mut y = vec![T::ZERO; b * l * d];
         let blocks = blocks(segments, TOKENS.0);
         let out = Disjoint::new(&mut y);
-        host::parallel(blocks.len(), |i| {
+        shared(blocks.len(), b * l * d, |i| {
             let block = &blocks[i];
             let first = segments[block.n].start + block.start;
             // SAFETY: blocks are separate ranges of tokens.
@@ -150,7 +150,7 @@ impl<'a, T: Real> Conv<'a, T> {
         let blocks = blocks(segments, TOKENS.1);
         let mut partials = vec![T::ZERO; blocks.len() * (k + 1) * d];
         let (dxs, parts) = (Disjoint::new(&mut dx), Disjoint::new(&mut partials));
-        host::parallel(blocks.len(), |i| {
+        shared(blocks.len(), b * l * d, |i| {
             let block = &blocks[i];
             let first = segments[block.n].start + block.start;
             // SAFETY: blocks are separate ranges of tokens, and each has its own partial.
@@ -189,11 +189,8 @@ impl<'a, T: Real> Conv<'a, T> {
             for t in 0..tokens {
                 let row = |j| &scratch[(t + k - 1 - j) * n..][..n];
                 add_weighted(k, |j| self.tap(j, c, n), row, &mut dx[t * d + c..][..n]);
-                for j in 0..k {
-                    let x = &self.padded(block.n, block.start + t + j)[c..c + n];
-                    let sum = &mut part[j * d + c..][..n];
-                    sum.iter_mut().zip(row(k - 1)).zip(x).for_each(|((s, g), x)| *s = g.mul_add(*x, *s));
-                }
+                let x = |j| &self.padded(block.n, block.start + t + j)[c..c + n];
+                add_products(k, row(k - 1), x, &mut part[..k * d], (c, d));
                 let sum = &mut part[k * d + c..][..n];
                 sum.iter_mut().zip(row(k - 1)).for_each(|(s, g)| *s += *g);
             }
@@ -246,6 +243,11 @@ impl<'a, T: Real> Conv<'a, T> {
     }
 }
 
+/// Tasks over the threads, unless the values in all are too few to be worth waking one.
+fn shared(tasks: usize, values: usize, f: impl Fn(usize) + Send + Sync) {
+    if values < 1 << 15 { (0..tasks).for_each(f) } else { host::parallel(tasks, f) }
+}
+
 /// Every sequence in pieces of at most this many tokens.
 fn blocks(segments: &[Segment], tokens: usize) -> Vec<Block> {
     let pieces = |(n, s): (usize, &Segment)| {
@@ -292,6 +294,36 @@ fn add_taps<T: Real, const K: usize>(taps: [&[T]; K], rows: [&[T]; K], out: &mut
     }
 }
 
+/// `sums[j, c..] += g ⊙ row(j)` for each tap j, sums being (k, d).
+#[inline(always)]
+fn add_products<'a, T: Real>(
+    k: usize,
+    g: &[T],
+    row: impl Fn(usize) -> &'a [T],
+    sums: &mut [T],
+    (c, d): (usize, usize),
+) {
+    let n = g.len();
+    let mut taps = sums.chunks_exact_mut(d).map(|s| &mut s[c..c + n]);
+    let mut j = 0;
+    while k - j >= 4
+        && let (Some(a), Some(b), Some(e), Some(f)) = (taps.next(), taps.next(), taps.next(), taps.next())
+    {
+        let rows = [row(j), row(j + 1), row(j + 2), row(j + 3)].map(|r| &r[..n]);
+        for i in 0..n {
+            a[i] = g[i].mul_add(rows[0][i], a[i]);
+            b[i] = g[i].mul_add(rows[1][i], b[i]);
+            e[i] = g[i].mul_add(rows[2][i], e[i]);
+            f[i] = g[i].mul_add(rows[3][i], f[i]);
+        }
+        j += 4;
+    }
+    for sum in taps {
+        sum.iter_mut().zip(g).zip(row(j)).for_each(|((s, g), x)| *s = g.mul_add(*x, *s));
+        j += 1;
+    }
+}
+
 /// (rows, columns) -> (columns, rows)
 fn transposed<T: Real>(a: &[T], rows: usize, columns: usize) -> Vec<T> {
     (0..columns).flat_map(|c| (0..rows).map(move |r| a[r * columns + c])).collect()
@@ -301,7 +333,7 @@ fn transposed<T: Real>(a: &[T], rows: usize, columns: usize) -> Vec<T> {
 fn added<T: Real>(pieces: &[T], n: usize) -> Vec<T> {
     let mut sums = vec![T::ZERO; n];
     let out = Disjoint::new(&mut sums);
-    host::parallel(n.div_ceil(CHANNELS), |i| {
+    shared(n.div_ceil(CHANNELS), pieces.len(), |i| {
         let (c, len) = (i * CHANNELS, CHANNELS.min(n - i * CHANNELS));
         // SAFETY: tasks own separate ranges.
         let sums = unsafe { out.slice(c, len) };

@@ -17,10 +17,13 @@
 //! Source: Gu & Dao 2023 (Mamba), section 3.4; layout of the states as in state-spaces/mamba.
 
 mod cpu;
+#[cfg(feature = "cuda")]
+mod cuda;
 pub mod naive;
+pub(crate) mod special;
 mod update;
 
-use candle_core::{DType, Result, Shape, Storage, Tensor, bail};
+use candle_core::{DType, Device, Result, Shape, Storage, Tensor, bail};
 
 use crate::host::{self, state_dtype};
 use crate::segments::{Segment, segments};
@@ -58,19 +61,66 @@ pub struct CausalConv1d<'a> {
 /// If shapes, dtypes or sequence boundaries do not fit each other, or the device has no such kernel.
 pub fn causal_conv1d(args: CausalConv1d) -> Result<(Tensor, Tensor)> {
     let p = Problem::new(&args)?;
-    let data = if args.x.device().is_cpu() { p.state } else { args.x.dtype() };
-    let x = rows_apart(&args.x.to_dtype(data)?)?;
-    let weight = args.weight.to_dtype(p.state)?.contiguous()?;
-    let bias = args.bias.map(|b| b.to_dtype(p.state)?.contiguous()).transpose()?;
-    let initial = args.initial_state.map(Tensor::contiguous).transpose()?;
+    let inputs = prepared(&args, p.state)?;
+    let inputs = inputs.each_ref().map(Option::as_ref);
     let shapes = [Shape::from((p.b, p.l, p.d)), Shape::from((p.segments.len(), p.d, p.k - 1))];
     let conv = Conv { p, silu: args.silu };
-    let inputs = [Some(&x), Some(&weight), bias.as_ref(), initial.as_ref()];
     let outputs = conv.forward(&inputs)?.into_iter().zip(shapes).collect();
     match &tape::record(conv, &inputs, outputs)?[..] {
         [y, state] => Ok((y.to_dtype(args.x.dtype())?, state.clone())),
         other => bail!("{OP}: {} outputs", other.len()),
     }
+}
+
+/// What [`causal_conv1d_backward`] gives.
+#[derive(Debug)]
+pub struct CausalConv1dGrads {
+    /// (b, l, d), in x's dtype.
+    pub x: Tensor,
+    /// (d, k), in the state dtype.
+    pub weight: Tensor,
+    /// (d), in the state dtype; if there is a bias.
+    pub bias: Option<Tensor>,
+    /// As the initial state; if there is one.
+    pub initial_state: Option<Tensor>,
+}
+
+/// The gradients of [`causal_conv1d`] without a graph: from `dy` (b, l, d), that of y, and `dfinal`, that of the final
+/// state. For callers who keep track themselves (checkpointing, fused layers, measurements).
+///
+/// # Errors
+/// As there, and if the gradients' shapes do not fit.
+pub fn causal_conv1d_backward(
+    args: CausalConv1d,
+    dy: &Tensor,
+    dfinal: Option<&Tensor>,
+) -> Result<CausalConv1dGrads> {
+    let p = Problem::new(&args)?;
+    if dy.dims() != args.x.dims() {
+        bail!("{OP}_backward: dy has shape {:?}, expected {:?}, as x", dy.dims(), args.x.dims());
+    }
+    if let Some(dfinal) = dfinal {
+        check_state(OP, "dfinal", dfinal, (p.segments.len(), p.d, p.k - 1), p.state)?;
+    }
+    let inputs = prepared(&args, p.state)?.map(|t| t.map(|t| t.detach()));
+    let inputs = inputs.each_ref().map(Option::as_ref);
+    let dy = dy.to_dtype(inputs[0].map_or(p.state, Tensor::dtype))?.contiguous()?;
+    let dfinal = dfinal.map(Tensor::contiguous).transpose()?;
+    let grads = Conv { p, silu: args.silu }.backward(&inputs, [Some(&dy), dfinal.as_ref()])?;
+    let Ok([Some(x), Some(weight), bias, initial_state]) = <[_; 4]>::try_from(grads) else {
+        bail!("{OP}_backward: a gradient is missing");
+    };
+    Ok(CausalConv1dGrads { x: x.to_dtype(args.x.dtype())?, weight, bias, initial_state })
+}
+
+/// The inputs as the kernels take them: x in the state dtype on the CPU and in its own elsewhere, its rows apart or
+/// not; the rest dense and in the state dtype.
+fn prepared(args: &CausalConv1d, state: DType) -> Result<[Option<Tensor>; 4]> {
+    let data = if args.x.device().is_cpu() { state } else { args.x.dtype() };
+    let x = rows_apart(&args.x.to_dtype(data)?)?;
+    let weight = args.weight.to_dtype(state)?.contiguous()?;
+    let bias = args.bias.map(|b| b.to_dtype(state)?.contiguous()).transpose()?;
+    Ok([Some(x), Some(weight), bias, args.initial_state.map(Tensor::contiguous).transpose()?])
 }
 
 /// The tensor with its last dimension dense; rows may lie apart.
@@ -121,8 +171,22 @@ impl Conv {
     fn forward(&self, inputs: &Inputs) -> Result<[Storage; 2]> {
         let [Some(x), ..] = inputs else { bail!("{OP}: no x") };
         match (x.device(), x.dtype()) {
-            (candle_core::Device::Cpu, DType::F64) => self.cpu_forward::<f64>(inputs),
-            (candle_core::Device::Cpu, _) => self.cpu_forward::<f32>(inputs),
+            (Device::Cpu, DType::F64) => self.cpu_forward::<f64>(inputs),
+            (Device::Cpu, _) => self.cpu_forward::<f32>(inputs),
+            #[cfg(feature = "cuda")]
+            (Device::Cuda(device), _) => cuda::forward(self, device, inputs),
+            (device, _) => bail!("{OP}: no kernel for {:?} in this build", device.location()),
+        }
+    }
+
+    /// Gradients of the inputs from those of y and the final state.
+    fn backward(&self, inputs: &Inputs, grads: [Option<&Tensor>; 2]) -> Result<Vec<Option<Tensor>>> {
+        let [Some(x), ..] = inputs else { bail!("{OP}: no x") };
+        match (x.device(), x.dtype()) {
+            (Device::Cpu, DType::F64) => self.cpu_backward::<f64>(inputs, grads),
+            (Device::Cpu, _) => self.cpu_backward::<f32>(inputs, grads),
+            #[cfg(feature = "cuda")]
+            (Device::Cuda(device), _) => cuda::backward(self, device, inputs, grads),
             (device, _) => bail!("{OP}: no kernel for {:?} in this build", device.location()),
         }
     }
@@ -178,17 +242,12 @@ impl tape::Backward for Conv {
     fn backward(
         &self,
         inputs: &[Option<Tensor>],
-        y: &Tensor,
+        _: &Tensor,
         grads: &[Option<Tensor>],
     ) -> Result<Vec<Option<Tensor>>> {
         let inputs: Vec<Option<&Tensor>> = inputs.iter().map(Option::as_ref).collect();
         let [dy, dfinal] = grads else { bail!("{OP}: {} gradients", grads.len()) };
-        let grads = [dy.as_ref(), dfinal.as_ref()];
-        match (y.device(), y.dtype()) {
-            (candle_core::Device::Cpu, DType::F64) => self.cpu_backward::<f64>(&inputs, grads),
-            (candle_core::Device::Cpu, _) => self.cpu_backward::<f32>(&inputs, grads),
-            (device, _) => bail!("{OP}: no kernel for {:?} in this build", device.location()),
-        }
+        self.backward(&inputs, [dy.as_ref(), dfinal.as_ref()])
     }
 }
 

@@ -34,9 +34,9 @@ pub fn causal_conv1d(args: CausalConv1d) -> Result<(Tensor, Tensor)> {
         true => x.reshape((p.b, p.l, p.d))?,
         false => Tensor::cat(&ys, 0)?.reshape((p.b, p.l, p.d))?,
     };
-    let state = match p.k {
-        1 => Tensor::zeros((p.segments.len(), p.d, 0), p.state, x.device())?,
-        _ => Tensor::stack(&states, 0)?,
+    let state = match p.k == 1 || states.is_empty() {
+        true => Tensor::zeros((p.segments.len(), p.d, p.k - 1), p.state, x.device())?,
+        false => Tensor::stack(&states, 0)?,
     };
     Ok((y.to_dtype(args.x.dtype())?, state))
 }

@@ -2,7 +2,9 @@
 
 use std::sync::Mutex;
 
-use candle_core::{CpuStorage, CudaStorage, DType, InplaceOp1, Layout, Result, Storage, Tensor, bail};
+use candle_core::{
+    CpuStorage, CudaStorage, DType, Device, InplaceOp1, Layout, Result, Storage, Tensor, bail,
+};
 
 use super::{check_state, check_taps};
 use crate::host::{self, Disjoint, state_dtype};
@@ -34,14 +36,13 @@ pub fn causal_conv1d_update(
             state.stride()
         );
     }
-    let compute = if x.device().is_cpu() { dtype } else { x.dtype() };
     if k == 1 {
         return pointwise(x, weight, bias, silu, dtype);
     }
     let step = Step {
-        x: x.to_dtype(compute)?.contiguous()?.detach(),
-        weight: weight.to_dtype(dtype)?.contiguous()?.detach(),
-        bias: bias.map(|b| b.to_dtype(dtype)?.contiguous()).transpose()?.map(|b| b.detach()),
+        x: data(x, dtype)?.detach(),
+        weight: parameter(weight, x, dtype)?,
+        bias: bias.map(|b| parameter(b, x, dtype)).transpose()?,
         silu,
         size: Size { b, d, k },
         y: Mutex::new(None),
@@ -50,6 +51,22 @@ pub fn causal_conv1d_update(
     let y = step.y.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
     let Some(y) = y else { bail!("{OP}: no kernel ran") };
     Tensor::from((y, (b, d))).to_dtype(x.dtype())
+}
+
+/// x as the kernels take it: on the CPU dense and in the state dtype, elsewhere in its own, rows may lie apart.
+fn data(x: &Tensor, state: DType) -> Result<Tensor> {
+    match (x.device(), x.stride()) {
+        (Device::Cpu, _) => x.to_dtype(state)?.contiguous(),
+        (_, [_, 1]) => Ok(x.clone()),
+        _ => x.contiguous(),
+    }
+}
+
+/// A parameter as the kernels take it: dense, in the state dtype, or, where no conversion is a launch saved, in x's.
+fn parameter(t: &Tensor, x: &Tensor, state: DType) -> Result<Tensor> {
+    let as_is = !x.device().is_cpu() && t.dtype() == x.dtype();
+    let t = if as_is { t.clone() } else { t.to_dtype(state)? };
+    Ok(t.contiguous()?.detach())
 }
 
 /// One tap: there is no state to move on.
@@ -109,8 +126,15 @@ impl InplaceOp1 for Step {
         }
     }
 
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(&self, state: &mut CudaStorage, layout: &Layout) -> Result<()> {
+        self.put(super::cuda::update(self, state, layout.start_offset())?);
+        Ok(())
+    }
+
+    #[cfg(not(feature = "cuda"))]
     fn cuda_fwd(&self, _: &mut CudaStorage, _: &Layout) -> Result<()> {
-        bail!("{OP}: no CUDA kernel in this build")
+        Err(candle_core::Error::NotCompiledWithCudaSupport)
     }
 }
 
@@ -122,8 +146,9 @@ struct Taps<'a, T> {
     k: usize,
 }
 
-/// Channels a task takes: some microseconds of work.
+/// Channels a task takes, and channels in all from which threads are worth waking: some microseconds of work.
 const CHANNELS: usize = 1024;
+const ALONE: usize = 16 * CHANNELS;
 
 impl<T: Real> Taps<'_, T> {
     fn step(&self, size: Size, x: &[T], state: &mut [T]) -> Vec<T> {
@@ -139,10 +164,11 @@ impl<T: Real> Taps<'_, T> {
             let (y, state) = unsafe { (ys.slice(at, n), states.slice(at * old, n * old)) };
             self.channels(c, &x[at..at + n], state, y);
         };
-        if size.b * blocks <= 1 {
-            (0..size.b * blocks).for_each(run);
+        let tasks = size.b * blocks;
+        if size.b * size.d < ALONE {
+            (0..tasks).for_each(run);
         } else {
-            candle_core::utils::barrier_pool().execute_chunked(size.b * blocks, |range| range.for_each(&run));
+            host::parallel(tasks, run);
         }
         y
     }
