@@ -91,7 +91,7 @@ fn cases(small: bool) -> Vec<Case> {
     all
 }
 
-pub fn check(device: &Device, report: &mut Report, small: bool) -> Result<()> {
+pub(crate) fn check(device: &Device, report: &mut Report, small: bool) -> Result<()> {
     for dtype in [DType::F32, DType::BF16, DType::F16, DType::F64] {
         for (seed, case) in cases(small).iter().enumerate() {
             if let Err(error) = check_case(device, report, dtype, case, seed as u64) {
@@ -245,7 +245,7 @@ fn normal(device: &Device, shape: &[usize], dtype: DType) -> Result<Tensor> {
     Tensor::randn(0f32, 1.0, shape, device)?.to_dtype(dtype)
 }
 
-pub fn time(device: &Device, report: &mut Report) -> Result<()> {
+pub(crate) fn time(device: &Device, report: &mut Report) -> Result<()> {
     let shapes = [(16, 2048), (64, 512), (4, 8192), (1, 32768)];
     for (b, l) in shapes {
         time_sizes(device, report, (b, l, 5376), DType::BF16, None)?;

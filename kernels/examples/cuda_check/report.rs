@@ -6,9 +6,9 @@ use serde_json::json;
 use crate::common::relative_rms;
 
 /// Bytes a second that floors are reckoned with: a large copy on an H100, read plus written.
-pub const BANDWIDTH: f64 = 3.0e12;
+pub(crate) const BANDWIDTH: f64 = 3.0e12;
 
-pub struct Report {
+pub(crate) struct Report {
     device: Device,
     name: String,
     checks: usize,
@@ -18,7 +18,7 @@ pub struct Report {
 }
 
 impl Report {
-    pub fn new(device: &Device) -> Result<Self> {
+    pub(crate) fn new(device: &Device) -> Result<Self> {
         let name = clock::name(device)?;
         println!("{name}");
         let lists = (Vec::new(), Vec::new(), Vec::new());
@@ -33,7 +33,7 @@ impl Report {
     }
 
     /// A result against what it should be; both are moved to the CPU.
-    pub fn compare(&mut self, what: &str, got: &Tensor, want: &Tensor, tolerance: f64) -> Result<()> {
+    pub(crate) fn compare(&mut self, what: &str, got: &Tensor, want: &Tensor, tolerance: f64) -> Result<()> {
         let error = if got.dims() == want.dims() {
             relative_rms(&got.to_device(&Device::Cpu)?, &want.to_device(&Device::Cpu)?)
         } else {
@@ -56,7 +56,7 @@ impl Report {
         Ok(())
     }
 
-    pub fn expect(&mut self, what: &str, holds: bool) {
+    pub(crate) fn expect(&mut self, what: &str, holds: bool) {
         self.checks += 1;
         if !holds {
             println!("FAILED {what}");
@@ -64,19 +64,19 @@ impl Report {
         }
     }
 
-    pub fn failed(&self) -> bool {
+    pub(crate) fn failed(&self) -> bool {
         !self.failures.is_empty() || self.checks == 0
     }
 
     /// Fills fresh memory with NaN and frees it, so that what a kernel does not write is not right by chance.
-    pub fn poison(&self, elements: usize, dtype: DType) -> Result<()> {
+    pub(crate) fn poison(&self, elements: usize, dtype: DType) -> Result<()> {
         let keep = [elements, elements.div_ceil(2), 4096]
             .map(|n| Tensor::full(f32::NAN, n.max(1), &self.device).and_then(|t| t.to_dtype(dtype)));
         keep.into_iter().try_for_each(|t| t.map(drop))
     }
 
     /// Median time of `f(i)`, i counting up, on the device; kept under a name with the fewest bytes it must move.
-    pub fn time(
+    pub(crate) fn time(
         &mut self,
         op: &str,
         shape: &str,
@@ -88,7 +88,7 @@ impl Report {
         Ok(ms)
     }
 
-    pub fn add_time(&mut self, op: &str, shape: &str, bytes: f64, ms: f64) {
+    pub(crate) fn add_time(&mut self, op: &str, shape: &str, bytes: f64, ms: f64) {
         let floor = bytes / BANDWIDTH * 1e3;
         println!(
             "{op:36} {shape:44} {ms:9.4} ms  floor {floor:8.4}  x{:.2}  {:.0} GB/s",
@@ -99,20 +99,20 @@ impl Report {
     }
 
     /// A device-to-device copy, bytes read plus written.
-    pub fn copy_ceiling(&mut self) -> Result<()> {
+    pub(crate) fn copy_ceiling(&mut self) -> Result<()> {
         let n = 1 << 30;
         let x = Tensor::ones(n, DType::BF16, &self.device)?;
         self.time("device copy", "2 GiB bf16", 4.0 * n as f64, |_| x.copy().map(drop)).map(drop)
     }
 
-    pub fn print(&self) {
+    pub(crate) fn print(&self) {
         for (part, error, tolerance) in &self.worst {
             println!("worst {part:40} {error:.2e} (tolerance {tolerance:.0e})");
         }
         println!("{} checks, {} failed", self.checks, self.failures.len());
     }
 
-    pub fn json(&self) -> String {
+    pub(crate) fn json(&self) -> String {
         let worst: Vec<_> =
             self.worst.iter().map(|(p, e, t)| json!({"part": p, "error": e, "tolerance": t})).collect();
         let all = json!({
@@ -123,21 +123,25 @@ impl Report {
 }
 
 #[cfg(feature = "cuda")]
-pub mod clock {
+pub(crate) mod clock {
     use candle_core::cuda_backend::WrapErr;
     use candle_core::cuda_backend::cudarc::driver::sys::{
         CUevent_flags, CUgraphInstantiate_flags, CUstreamCaptureMode,
     };
     use candle_core::{Device, Result};
 
-    pub fn name(device: &Device) -> Result<String> {
+    pub(crate) fn name(device: &Device) -> Result<String> {
         let stream = device.as_cuda_device()?.cuda_stream();
         let (major, minor) = stream.context().compute_capability().w()?;
         Ok(format!("{}, sm_{major}{minor}", stream.context().name().w()?))
     }
 
     /// Median over calls, each between two events; the calls are queued without waiting.
-    pub fn median_ms(device: &Device, reps: usize, mut f: impl FnMut(usize) -> Result<()>) -> Result<f64> {
+    pub(crate) fn median_ms(
+        device: &Device,
+        reps: usize,
+        mut f: impl FnMut(usize) -> Result<()>,
+    ) -> Result<f64> {
         let stream = device.as_cuda_device()?.cuda_stream();
         for i in 0..5 {
             f(i)?;
@@ -157,7 +161,7 @@ pub mod clock {
     }
 
     /// Time of one call out of `n` captured in a graph, which leaves out what the host does; median of 20 replays.
-    pub fn graph_ms(device: &Device, n: usize, mut f: impl FnMut(usize) -> Result<()>) -> Result<f64> {
+    pub(crate) fn graph_ms(device: &Device, n: usize, mut f: impl FnMut(usize) -> Result<()>) -> Result<f64> {
         f(0)?;
         device.synchronize()?;
         let stream = device.as_cuda_device()?.cuda_stream();
@@ -172,18 +176,18 @@ pub mod clock {
 }
 
 #[cfg(not(feature = "cuda"))]
-pub mod clock {
+pub(crate) mod clock {
     use candle_core::{Device, Error, Result};
 
-    pub fn name(_: &Device) -> Result<String> {
+    pub(crate) fn name(_: &Device) -> Result<String> {
         Err(Error::NotCompiledWithCudaSupport)
     }
 
-    pub fn median_ms(_: &Device, _: usize, _: impl FnMut(usize) -> Result<()>) -> Result<f64> {
+    pub(crate) fn median_ms(_: &Device, _: usize, _: impl FnMut(usize) -> Result<()>) -> Result<f64> {
         Err(Error::NotCompiledWithCudaSupport)
     }
 
-    pub fn graph_ms(_: &Device, _: usize, _: impl FnMut(usize) -> Result<()>) -> Result<f64> {
+    pub(crate) fn graph_ms(_: &Device, _: usize, _: impl FnMut(usize) -> Result<()>) -> Result<f64> {
         Err(Error::NotCompiledWithCudaSupport)
     }
 }
