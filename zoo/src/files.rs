@@ -1,7 +1,7 @@
 //! Files of a model folder: bounded reads of text, and read-only maps of weights.
 
 use std::fs::File;
-use std::io::Read;
+use std::io::{Read, Write};
 use std::ops::Range;
 use std::path::{Component, Path, PathBuf};
 
@@ -66,6 +66,24 @@ pub fn inside(folder: &Path, name: &str) -> Result<PathBuf> {
         return Err(Error::at(&path, "expected a file in this folder, found a link that leads out of it"));
     }
     Ok(path)
+}
+
+/// Writes a file as a whole or not at all: under a temporary name beside it, synced, then renamed.
+///
+/// # Errors
+/// If the folder cannot be written to.
+pub fn write(path: &Path, bytes: &[u8]) -> Result<()> {
+    let fail = |e: std::io::Error| Error::at(path, format!("cannot be written: {e}"));
+    let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let mut builder = tempfile::Builder::new();
+    #[cfg(unix)]
+    // As for any new file: what the umask allows, not the temporary file's owner alone.
+    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
+    let mut file = builder.tempfile_in(folder).map_err(fail)?;
+    file.write_all(bytes).map_err(fail)?;
+    file.as_file().sync_all().map_err(fail)?;
+    file.persist(path).map_err(|e| fail(e.error))?;
+    Ok(())
 }
 
 /// A file mapped into memory for reading.

@@ -1,5 +1,6 @@
 //! The zoo: checkpoints of many families and formats as models, and the `semisep` command.
 
+pub mod bench;
 pub mod checkpoint;
 pub mod cli;
 mod error;
