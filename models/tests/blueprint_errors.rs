@@ -76,6 +76,17 @@ fn sizes_that_do_not_fit() {
 }
 
 #[test]
+fn one_error_does_not_hide_another() {
+    let found = errors(&with(&[
+        ("vocab_size = 256\n", ""),
+        ("n_heads = 4", "n_heads = 5\nzebra = 1"),
+        ("\"ssd\"\nat", "\"sd\"\nat"),
+    ]));
+    let keys: Vec<&str> = found.diagnostics.iter().map(|d| d.key.as_str()).collect();
+    assert_eq!(keys, ["model.vocab_size", "blocks.attn.n_heads", "blocks.attn.zebra", "stack.default"]);
+}
+
+#[test]
 fn missing_keys() {
     insta::assert_snapshot!(
         "in_tables",

@@ -128,7 +128,7 @@ fn architecture<'d>(
     }
     let name = name(document, root);
     let model = model(document, root);
-    let d_model = model.as_ref().map(|m| m.d_model);
+    let d_model = d_model(root);
     let table = section(document, root, "blocks");
     if table.as_ref().is_some_and(|table| table.get_ref().is_empty()) {
         document.absent("blocks", "expected at least one [blocks.NAME]", None);
@@ -187,19 +187,14 @@ fn model<'d>(document: &mut Document<'d>, root: &Table<'d>) -> Option<ModelConfi
     let table = section(document, root, "model")?;
     let schema = own_schema::<ModelConfig>();
     let expected = Expected { key: "model", what: "[model]", schema: &schema, others: &[] };
-    let Section { value, doubtful } = read(document, &expected, table, ModelConfig::deserialize);
-    let model = value?;
+    let model = read(document, &expected, table, ModelConfig::deserialize).value?;
     let sizes = [
         ("d_model", model.d_model),
         ("vocab_size", model.vocab_size),
         ("pad_vocab_size_multiple", model.pad_vocab_size_multiple),
     ];
-    let mut well = true;
-    for (key, size) in sizes {
-        if !(1..=MAX_WIDTH).contains(&size) {
-            document.value(&format!("model.{key}"), format!("expected 1 to {MAX_WIDTH}, found {size}"), None);
-            well = false;
-        }
+    for (key, size) in sizes.into_iter().filter(|(_, size)| !(1..=MAX_WIDTH).contains(size)) {
+        document.value(&format!("model.{key}"), format!("expected 1 to {MAX_WIDTH}, found {size}"), None);
     }
     let NormConfig { eps, .. } = model.norm;
     if !(eps.is_finite() && eps >= 0.0) {
@@ -222,8 +217,14 @@ fn model<'d>(document: &mut Document<'d>, root: &Table<'d>) -> Option<ModelConfi
         let message = format!("expected a finite number above 0, found {cap}");
         document.value("model.logits_soft_cap", message, None);
     }
-    // Mixers are not checked against a width that is wrong itself.
-    (well && !doubtful.contains("d_model")).then_some(model)
+    Some(model)
+}
+
+/// The model width, whatever is wrong beside it: mixers are checked against it. None if it is wrong itself.
+fn d_model(root: &Table<'_>) -> Option<usize> {
+    let width = root.get_ref().get("model")?.get_ref().as_table()?.get("d_model")?.get_ref().as_integer()?;
+    let width = usize::from_str_radix(width.as_str(), width.radix()).ok()?;
+    (1..=MAX_WIDTH).contains(&width).then_some(width)
 }
 
 /// The block of each layer; warns of blocks that no layer is made of.

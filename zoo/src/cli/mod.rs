@@ -2,6 +2,9 @@
 //!
 //! A subcommand is an `Args` with a `run(&self) -> Result<Outcome>`: an [`Error`] it returns is printed once, here.
 
+mod architecture;
+mod check;
+mod describe;
 mod generate;
 mod model;
 mod verify;
@@ -28,6 +31,8 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
+    Check(check::Args),
+    Describe(describe::Args),
     Verify(verify::Args),
     Generate(generate::Args),
 }
@@ -35,6 +40,8 @@ enum Command {
 impl Command {
     fn run(&self) -> Result<Outcome> {
         match self {
+            Self::Check(args) => args.run(),
+            Self::Describe(args) => args.run(),
             Self::Verify(args) => args.run(),
             Self::Generate(args) => args.run(),
         }

@@ -1,0 +1,44 @@
+//! The argument that names an architecture: a shipped blueprint, a file or a checkpoint folder.
+
+use std::path::Path;
+
+use semisep_models::normal::Architecture;
+use semisep_models::{Blueprint, Registry, blueprints};
+
+use super::say;
+use crate::load::{LoadOptions, plan};
+use crate::{Error, Result};
+
+/// The architecture of a shipped blueprint's name, a blueprint's file or a checkpoint's folder. Warnings go to standard
+/// error; no weight is read.
+pub(super) fn open(name: &str) -> Result<Architecture> {
+    let path = Path::new(name);
+    if let Some(source) = blueprints::source(name) {
+        return parse(name, source);
+    }
+    if path.is_dir() {
+        return Ok(plan(path, &LoadOptions::default())?.architecture);
+    }
+    if !path.exists() && !name.contains(['/', '.']) {
+        let names: Vec<&str> = blueprints::names().collect();
+        return Err(Error::new(format!(
+            "no blueprint is called {name}, and there is no such file or folder"
+        ))
+        .hint(format!("shipped blueprints: {}", names.join(", "))));
+    }
+    parse(name, &source(path)?)
+}
+
+/// The text of a blueprint's file.
+pub(super) fn source(path: &Path) -> Result<String> {
+    std::fs::read_to_string(path).map_err(|e| Error::at(path, format!("expected a blueprint: {e}")))
+}
+
+fn parse(name: &str, source: &str) -> Result<Architecture> {
+    let blueprint = Blueprint::parse(source, name, &Registry::builtin())
+        .map_err(|found| Error::new(format!("the blueprint has errors\n\n{found}")))?;
+    if !blueprint.warnings().is_empty() {
+        say(&blueprint.warnings().to_string());
+    }
+    Ok(blueprint.architecture())
+}

@@ -1,0 +1,150 @@
+//! `semisep describe`
+
+use candle_core::DType;
+use comfy_table::{Cell, CellAlignment, Table, presets};
+use semisep_models::{Description, LayerRow, describe};
+
+use super::model::Dtype;
+use super::{Outcome, architecture, print};
+use crate::{Error, Result};
+
+/// Show what an architecture is before any weight exists
+///
+/// One row a layer (a run of equal layers is one row): parameters, FLOPs of a token at the given length, bytes of
+/// recurrent state, bytes of keys and values; then the totals.
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    /// Shipped blueprint, blueprint file or checkpoint folder
+    #[arg(value_name = "NAME|FILE|DIR")]
+    model: String,
+    /// Tokens of each sequence
+    #[arg(long, value_name = "N", default_value_t = 2048)]
+    seqlen: usize,
+    /// Sequences
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    batch: usize,
+    /// Dtype of weights, keys and values
+    #[arg(long, value_enum, default_value = "bf16")]
+    dtype: Dtype,
+    /// Print one JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+impl Args {
+    pub(super) fn run(&self) -> Result<Outcome> {
+        let architecture = architecture::open(&self.model)?;
+        let described = describe(&architecture, self.batch, self.seqlen, DType::from(self.dtype))?;
+        print(&if self.json {
+            format!("{:#}\n", serde_json::to_value(&described).map_err(Error::new)?)
+        } else {
+            as_text(&described)
+        })?;
+        Ok(Outcome::Good)
+    }
+}
+
+fn as_text(d: &Description) -> String {
+    let sequences = if d.batch == 1 { "1 sequence".to_owned() } else { format!("{} sequences", d.batch) };
+    let mut table = Table::new();
+    table.load_style(presets::UTF8_BORDERS_ONLY);
+    table.set_header(["layers", "block", "kind", "parameters", "FLOPs/token", "state", "keys, values"]);
+    for run in d.layers.chunk_by(alike) {
+        let (first, last) = (&run[0], &run[run.len() - 1]);
+        let layers =
+            if run.len() == 1 { first.layer.to_string() } else { format!("{}-{}", first.layer, last.layer) };
+        let parameters = match first.shares {
+            Some(holder) => format!("as layer {holder}"),
+            None => grouped(first.parameters),
+        };
+        let of = if run.len() == 1 { String::new() } else { format!(" × {}", run.len()) };
+        table.add_row([
+            Cell::new(layers),
+            Cell::new(&first.block),
+            Cell::new(&first.kind),
+            right(format!("{parameters}{of}")),
+            right(flops(first.flops_per_token)),
+            right(bytes(first.state_bytes)),
+            right(bytes(first.kv_bytes)),
+        ]);
+    }
+    let head = if d.head_parameters == 0 { "tied".to_owned() } else { grouped(d.head_parameters) };
+    for (part, parameters) in [
+        ("embedding", grouped(d.embedding_parameters)),
+        ("final norm", grouped(d.final_norm_parameters)),
+        ("head", head),
+    ] {
+        table.add_row([Cell::new(part), Cell::new(""), Cell::new(""), right(parameters)]);
+    }
+    let t = &d.total;
+    table.add_row([
+        Cell::new("total"),
+        Cell::new(""),
+        Cell::new(""),
+        right(grouped(t.parameters)),
+        right(flops(t.flops_per_token)),
+        right(bytes(t.state_bytes)),
+        right(bytes(t.kv_bytes)),
+    ]);
+    format!(
+        "{}: {} of {} tokens, {}; weights {}\n{table}\n",
+        d.name,
+        sequences,
+        grouped(d.seqlen as u64),
+        d.dtype,
+        bytes(t.weight_bytes)
+    )
+}
+
+/// Whether two neighbours go into one row.
+fn alike(a: &LayerRow, b: &LayerRow) -> bool {
+    *a == LayerRow { layer: a.layer, ..b.clone() }
+}
+
+fn right(text: String) -> Cell {
+    Cell::new(text).set_alignment(CellAlignment::Right)
+}
+
+/// `2,697,590,880`
+pub(super) fn grouped(n: u64) -> String {
+    let digits = n.to_string();
+    let groups: Vec<&[u8]> = digits.as_bytes().rchunks(3).rev().collect();
+    groups.into_iter().map(String::from_utf8_lossy).collect::<Vec<_>>().join(",")
+}
+
+fn flops(n: u64) -> String {
+    scaled(n, "")
+}
+
+fn bytes(n: u64) -> String {
+    scaled(n, "B")
+}
+
+/// Three digits and a decimal prefix.
+fn scaled(n: u64, unit: &str) -> String {
+    if n == 0 {
+        return "-".into();
+    }
+    let prefixes = ["", "k", "M", "G", "T", "P", "E"];
+    // 999.5 and above round up to the next prefix.
+    let power = (0..prefixes.len() - 1).find(|p| (n as f64) < 999.5 * 1e3_f64.powi(*p as i32)).unwrap_or(6);
+    let value = n as f64 / 1e3_f64.powi(power as i32);
+    let decimals = if power == 0 || value >= 99.95 { 0 } else { 1 };
+    format!("{value:.decimals$} {}{unit}", prefixes[power]).trim_end().into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn figures_read_well() {
+        assert_eq!([0, 7, 1000, 2_697_590_880].map(grouped), ["0", "7", "1,000", "2,697,590,880"]);
+        let figures = [0, 512, 999, 1000, 92_160, 999_999, 188_743_680, u64::MAX];
+        assert_eq!(
+            figures.map(bytes),
+            ["-", "512 B", "999 B", "1.0 kB", "92.2 kB", "1.0 MB", "189 MB", "18.4 EB"]
+        );
+        assert_eq!(flops(80_433_120), "80.4 M");
+    }
+}
