@@ -22,8 +22,7 @@ pub(crate) struct Part {
 /// many as keep all threads busy. Gives the tasks, and the number of parts in a group.
 pub(crate) fn parts(segments: usize, groups: usize, width: usize, grain: usize) -> (Vec<Part>, usize) {
     const TASKS_PER_THREAD: usize = 4;
-    let wanted =
-        (TASKS_PER_THREAD * crate::host::threads()).div_ceil((segments * groups).max(1));
+    let wanted = (TASKS_PER_THREAD * crate::host::threads()).div_ceil((segments * groups).max(1));
     let len = width.div_ceil(wanted).next_multiple_of(grain).max(1);
     let count = width.div_ceil(len);
     let mut tasks = Vec::with_capacity(segments * groups * count);

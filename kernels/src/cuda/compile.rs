@@ -157,8 +157,8 @@ mod tests {
     #[test]
     fn compiles_to_a_cubin_and_reports_errors_with_the_log() -> Result<()> {
         let spec =
-            |body| Specialisation { op: "probe", body, defines: vec!["DATA_BF16".into(), "N=3".into()] };
-        let good = spec("extern \"C\" __global__ void f(real* x) { x[threadIdx.x] = N; }");
+            |body| Specialisation { op: "probe", body, defines: vec!["DATA_BF16".into(), "PROBE=3".into()] };
+        let good = spec("extern \"C\" __global__ void f(real* x) { x[threadIdx.x] = PROBE; }");
         for arch in ["sm_80", "sm_90a"] {
             assert!(compile(&good, arch)?.starts_with(b"\x7fELF"));
         }

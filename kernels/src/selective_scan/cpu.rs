@@ -20,8 +20,7 @@ const AHEAD: usize = 4;
 /// Whether there are enough channels for wide blocks on every thread.
 pub(super) fn is_wide(dims: &Dims) -> bool {
     let channels = dims.e / dims.g;
-    channels > NARROW
-        && dims.segments.len() * dims.g * channels.div_ceil(WIDE) >= crate::host::threads()
+    channels > NARROW && dims.segments.len() * dims.g * channels.div_ceil(WIDE) >= crate::host::threads()
 }
 
 /// Outputs (b, l, e) and final states (sequences, e, n).
