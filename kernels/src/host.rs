@@ -140,17 +140,17 @@ pub(crate) fn threads() -> usize {
     *THREADS.get_or_init(candle_core::utils::get_num_threads)
 }
 
-/// Short work shared over threads that wait for it spinning, which costs about a microsecond: `f(range)` for ranges
-/// that make up `0..n`, each a multiple of `grain` long but the last.
+/// Short work shared over threads that wait for it spinning (see [`crate::team`]), which costs about a microsecond:
+/// `f(range)` for ranges that make up `0..n`, each a multiple of `grain` long but the last.
 pub(crate) fn spinning(n: usize, grain: usize, f: impl Fn(std::ops::Range<usize>) + Sync) {
     let units = n.div_ceil(grain.max(1));
     if units <= 1 || threads() == 1 {
         return f(0..n);
     }
     let cursor = AtomicUsize::new(0);
-    candle_core::utils::barrier_pool().execute(|_| {
-        // Long ranges first, short ones last: few starts, and an even end.
-        let take = |start: usize| (start < units).then(|| start + ((units - start) / (2 * threads())).max(1));
+    // Long ranges first, short ones last: few starts, and an even end.
+    let take = |start: usize| (start < units).then(|| start + ((units - start) / (2 * threads())).max(1));
+    crate::team::together(&|| {
         while let Ok(start) = cursor.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take) {
             let end = take(start).unwrap_or(units);
             f(start * grain..n.min(end * grain));

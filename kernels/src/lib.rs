@@ -26,6 +26,7 @@ pub mod selective_scan;
 mod simd;
 pub mod ssd;
 mod tape;
+mod team;
 
 pub use attention::{Attention, attention};
 pub use causal_conv1d::{
