@@ -158,14 +158,21 @@ pub(crate) fn spinning(n: usize, grain: usize, f: impl Fn(std::ops::Range<usize>
     });
 }
 
-/// Work shared over the threads of candle's pool: `f(i)` for each `i < n`, in any order.
+/// Tasks shared over threads, whoever is free taking the next: `f(i)` for each `i < n`, in any order.
 pub(crate) fn parallel(n: usize, f: impl Fn(usize) + Send + Sync) {
-    use rayon::prelude::*;
     if n <= 1 || threads() == 1 {
-        (0..n).for_each(f);
-    } else {
-        candle_core::utils::with_threadpool(|| (0..n).into_par_iter().for_each(f));
+        return (0..n).for_each(f);
     }
+    let next = AtomicUsize::new(0);
+    crate::team::together(&|| {
+        loop {
+            let i = next.fetch_add(1, Ordering::Relaxed);
+            if i >= n {
+                return;
+            }
+            f(i);
+        }
+    });
 }
 
 /// A mutable buffer that parallel tasks write in disjoint places.

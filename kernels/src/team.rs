@@ -1,4 +1,4 @@
-//! Threads for work of microseconds: they wait for it spinning, and nobody waits for them.
+//! The kernels' threads: they wait for work spinning, and nobody waits for them.
 //!
 //! One token of a small model is a hundred short regions of work, each too short to wake a sleeping thread for. So
 //! helpers stay awake for a moment after a region and look for the next one. The caller starts at once, alone; a helper
