@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use candle_core::{CpuStorage, DType, Layout, Result, Shape, Storage, Tensor, WithDType, bail};
+use candle_core::{DType, Layout, Result, Shape, Storage, Tensor, WithDType, bail};
 
 use crate::simd::Real;
 
@@ -278,11 +278,6 @@ fn gemm_on<T: Real>(
             threads,
         );
     }
-}
-
-/// Turns a zero-length vector of the state dtype into a CPU storage; a marker for outputs that were not asked for.
-pub(crate) fn is_cpu(storage: &Storage) -> bool {
-    matches!(storage, Storage::Cpu(CpuStorage::F32(_) | CpuStorage::F64(_)))
 }
 
 #[cfg(test)]
