@@ -1,4 +1,5 @@
 //! Files that are damaged, wrong or hostile: one clear error each, the right exit code, nothing written.
+#![allow(clippy::unwrap_used, reason = "tests")]
 
 mod common;
 

@@ -1,4 +1,5 @@
 //! `semisep generate`, as a process.
+#![allow(clippy::unwrap_used, reason = "tests")]
 
 mod common;
 

@@ -1,4 +1,5 @@
 //! The golden models give their references' logits, in every format and form.
+#![allow(clippy::unwrap_used, reason = "tests")]
 
 mod common;
 

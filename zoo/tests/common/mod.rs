@@ -1,5 +1,6 @@
 //! Model folders for tests: golden ones, copies of them in other formats, damaged ones.
 #![allow(dead_code, unreachable_pub, reason = "each test file uses its part")]
+#![allow(clippy::unwrap_used, reason = "tests")]
 
 use std::collections::BTreeMap;
 use std::io::Write;
