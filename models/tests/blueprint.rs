@@ -128,6 +128,18 @@ fn every_kind_of_key_round_trips() {
 }
 
 #[test]
+fn names_of_folders_are_made_names_of_blueprints() {
+    for (name, written) in [("", "unnamed"), ("a\nb\u{7f}", "ab")] {
+        let mut architecture = parse(&with_stack("pattern = [\"a\", \"b\"]"));
+        architecture.name = name.into();
+        architecture.layers[0].block = "0.5 B/x".into();
+        let again = parse(&architecture.to_toml());
+        assert_eq!((again.name.as_str(), again.layers[0].block.as_str()), (written, "0_5_B_x"));
+        assert_eq!(again.hash(), architecture.hash());
+    }
+}
+
+#[test]
 fn the_hash_knows_arithmetic_not_names() {
     let base = with_stack("n_layer = 4\npattern = [\"a\", \"b\"]");
     let hash = |text: &str| parse(text).hash();

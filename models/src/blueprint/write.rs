@@ -15,11 +15,14 @@ use crate::normal::{Architecture, Branch, Layer, Merge, Stage};
 type Lines = Vec<(String, Value)>;
 
 impl Architecture {
-    /// A blueprint that parses to this architecture. Blocks keep their names, save where two that differ have the same.
+    /// A blueprint that parses to this architecture. Blocks keep their names, save where two that differ have the same;
+    /// control characters of its name are left out.
     pub fn to_toml(&self) -> String {
         let mut writer = Writer::default();
         let names: Vec<String> = self.layers.iter().map(|layer| writer.layer(layer)).collect();
-        let mut text = format!("name = {}\n", value(&json!(self.name)));
+        let name: String = self.name.chars().filter(|c| !c.is_control()).collect();
+        let name = if name.trim().is_empty() { "unnamed" } else { name.as_str() };
+        let mut text = format!("name = {}\n", value(&json!(name)));
         table(&mut text, "model", &object(&sorted(&json!(self.model))));
         for (name, lines) in &writer.blocks {
             table(&mut text, &format!("blocks.{name}"), lines);
