@@ -16,6 +16,7 @@ mod check;
 pub mod cuda;
 mod gate;
 mod host;
+mod inplace;
 mod linear;
 pub mod machine;
 mod norm;

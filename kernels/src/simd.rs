@@ -166,7 +166,7 @@ impl Real for f32 {
         let mut p = 1.532_115_2e-4;
         p = f32::mul_add(p, r, 1.339_016_2e-3);
         p = f32::mul_add(p, r, 9.618_526e-3);
-        p = f32::mul_add(p, r, 5.550_362_2e-2);
+        p = f32::mul_add(p, r, 5.550_362e-2);
         p = f32::mul_add(p, r, 2.402_264_8e-1);
         p = f32::mul_add(p, r, std::f32::consts::LN_2);
         p = f32::mul_add(p, r, 1.0);

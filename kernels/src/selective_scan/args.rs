@@ -111,8 +111,8 @@ impl<'a> SelectiveStateUpdate<'a> {
         Self { x, dt, a, b, c, d: None, dt_bias: None, z: None, dt_softplus: false }
     }
 
-    /// (b, e, n, g), if all shapes fit.
-    pub(super) fn check(&self, state: &Tensor) -> Result<(usize, usize, usize, usize)> {
+    /// The sizes, if all shapes fit.
+    pub(super) fn check(&self, state: &Tensor) -> Result<StepDims> {
         let (b, e) = self.x.dims2()?;
         let (_, n) = self.a.dims2()?;
         let (_, g, _) = self.b.dims3()?;
@@ -126,6 +126,15 @@ impl<'a> SelectiveStateUpdate<'a> {
         optional(STEP, "d", self.d, &[e], "one a channel")?;
         optional(STEP, "dt_bias", self.dt_bias, &[e], "one a channel")?;
         optional(STEP, "z", self.z, &[b, e], "as x")?;
-        Ok((b, e, n, g))
+        Ok(StepDims { b, e, n, g })
     }
+}
+
+/// Sizes of a step.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct StepDims {
+    pub(super) b: usize,
+    pub(super) e: usize,
+    pub(super) n: usize,
+    pub(super) g: usize,
 }

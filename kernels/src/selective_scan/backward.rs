@@ -289,9 +289,7 @@ impl<'a, T: Real, const W: usize> Reverse<'a, T, W> {
             self.gd[i] = gy[i].mul_add(x[i], self.gd[i]);
         }
         block.raw_grad(&raw, &mut gdt);
-        for i in 0..W {
-            self.gbias[i] += gdt[i];
-        }
+        self.gbias.iter_mut().zip(&gdt).for_each(|(sum, &g)| *sum += g);
         self.store(&sinks.x, t, &gx);
         self.store(&sinks.dt, t, &gdt);
     }

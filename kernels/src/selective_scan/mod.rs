@@ -13,6 +13,7 @@ mod backward;
 mod block;
 mod cpu;
 pub mod naive;
+mod step;
 mod views;
 
 pub use args::{SelectiveScan, SelectiveStateUpdate};
@@ -20,7 +21,7 @@ use candle_core::{DType, Result, Shape, Tensor, bail};
 
 use crate::host::{self, state_dtype};
 use crate::simd::Real;
-use crate::{check, tape};
+use crate::{check, inplace, tape};
 
 const OP: &str = "selective_scan";
 const STEP: &str = "selective_state_update";
@@ -90,25 +91,9 @@ impl tape::Backward for Scan {
 /// If a shape does not fit, or `state` is not a contiguous f32 (f64 for f64 data) tensor on the CPU.
 pub fn selective_state_update(state: &Tensor, args: &SelectiveStateUpdate) -> Result<Tensor> {
     check::on_cpu(STEP, state.device())?;
-    args.check(state)?;
-    if !state.is_contiguous() || state.dtype() != state_dtype(args.x.dtype()) {
-        bail!(
-            "{STEP}: the state is updated in place and must be contiguous {:?}",
-            state_dtype(args.x.dtype())
-        );
-    }
-    let (x, dt) = (args.x.detach().unsqueeze(1)?, args.dt.detach().unsqueeze(1)?);
-    let (b, c) = (args.b.detach().unsqueeze(1)?, args.c.detach().unsqueeze(1)?);
-    let z = args.z.map(|z| z.detach().unsqueeze(1)).transpose()?;
-    let scan = SelectiveScan {
-        d: args.d,
-        dt_bias: args.dt_bias,
-        z: z.as_ref(),
-        dt_softplus: args.dt_softplus,
-        initial_state: Some(state),
-        ..SelectiveScan::new(&x, &dt, args.a, &b, &c)
-    };
-    let (y, next) = naive::selective_scan(&scan)?;
-    state.slice_set(&next.detach(), 0, 0)?;
-    y.detach().squeeze(1)
+    let dims = args.check(state)?;
+    let (x, b, e) = (args.x, dims.b, dims.e);
+    let inputs = views::prepare_step(args, state_dtype(x.dtype()))?;
+    let step = step::Step { dims, softplus: args.dt_softplus, inputs };
+    inplace::update(state, step, x.dtype(), (b, e))
 }

@@ -2,7 +2,7 @@
 
 use candle_core::{DType, Result, Tensor, bail};
 
-use super::{OP, SelectiveScan};
+use super::{OP, SelectiveScan, SelectiveStateUpdate};
 use crate::host::{self, Rows};
 use crate::simd::Real;
 
@@ -11,19 +11,43 @@ pub(super) const INPUTS: usize = 9;
 
 /// The arguments in the dtype of the arithmetic, as rows of tokens where they have tokens.
 pub(super) fn prepare(args: &SelectiveScan, work: DType) -> Result<[Option<Tensor>; INPUTS]> {
-    let rows = |t: &Tensor| host::in_rows(&t.to_dtype(work)?, 2).map(Some);
-    let whole = |t: Option<&Tensor>| t.map(|t| t.to_dtype(work)?.contiguous()).transpose();
+    let rows = |t| rows(t, 2, work);
     Ok([
         rows(args.x)?,
         rows(args.dt)?,
-        whole(Some(args.a))?,
+        whole(Some(args.a), work)?,
         rows(args.b)?,
         rows(args.c)?,
-        whole(args.d)?,
-        whole(args.dt_bias)?,
+        whole(args.d, work)?,
+        whole(args.dt_bias, work)?,
         args.z.map_or(Ok(None), rows)?,
-        whole(args.initial_state)?,
+        whole(args.initial_state, work)?,
     ])
+}
+
+/// The arguments of one token, likewise, outside of any graph.
+pub(super) fn prepare_step(args: &SelectiveStateUpdate, work: DType) -> Result<[Option<Tensor>; INPUTS]> {
+    let rows = |t| rows(t, 1, work);
+    let inputs = [
+        rows(args.x)?,
+        rows(args.dt)?,
+        whole(Some(args.a), work)?,
+        rows(args.b)?,
+        rows(args.c)?,
+        whole(args.d, work)?,
+        whole(args.dt_bias, work)?,
+        args.z.map_or(Ok(None), rows)?,
+        None,
+    ];
+    Ok(inputs.map(|t| t.map(|t| t.detach())))
+}
+
+fn rows(t: &Tensor, lead: usize, work: DType) -> Result<Option<Tensor>> {
+    host::in_rows(&t.to_dtype(work)?, lead).map(Some)
+}
+
+fn whole(t: Option<&Tensor>, work: DType) -> Result<Option<Tensor>> {
+    t.map(|t| t.to_dtype(work)?.contiguous()).transpose()
 }
 
 /// Prepared arguments as slices; token `t` of the flattened batch is row `t`.

@@ -519,10 +519,10 @@ impl<'a, T: Real> Reverse<'a, T> {
             gx.copy_from_slice(&self.gx[i * width..][..width]);
             gb.copy_from_slice(&self.gmaps[0][i * dims.n..][..dims.n]);
             gc.copy_from_slice(&self.gmaps[1][i * dims.n..][..dims.n]);
-            for k in 0..part.len {
-                let slope = task.v.step_grad(task.v.raw_step(t + i, part.start + k));
-                gdt[k] = self.gdt[i * part.len + k] * slope;
-                self.gbias[k] += gdt[k];
+            let steps = &self.gdt[i * part.len..][..part.len];
+            for (k, (out, &g)) in gdt.iter_mut().zip(steps).enumerate() {
+                *out = g * task.v.step_grad(task.v.raw_step(t + i, part.start + k));
+                self.gbias[k] += *out;
             }
         }
     }

@@ -37,6 +37,9 @@ pub(super) fn forward<T: Real>(v: &Views<T>, dims: &Dims, chunk: usize) -> (Vec<
     (y, states)
 }
 
+/// Rows of a matrix, and the distance between them.
+type Strided<'a, T> = (&'a [T], usize);
+
 /// Some heads of one group over one sequence.
 #[derive(Clone, Copy)]
 pub(super) struct Task<'a, T> {
@@ -95,7 +98,7 @@ impl<T: Real> Task<'_, T> {
     }
 
     /// B and C of this group from token `t` on, each with the distance between its rows.
-    pub(super) fn maps(&self, t: usize) -> ((&[T], usize), (&[T], usize)) {
+    pub(super) fn maps(&self, t: usize) -> (Strided<'_, T>, Strided<'_, T>) {
         let at = self.part.group * self.dims.n;
         let (b, c) = (&self.v.b, &self.v.c);
         ((b.tail(t, at), b.stride()), (c.tail(t, at), c.stride()))

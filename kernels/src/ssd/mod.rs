@@ -13,6 +13,7 @@ mod args;
 mod backward;
 mod cpu;
 pub mod naive;
+mod step;
 mod views;
 
 pub use args::{SsdChunkScan, SsdStateUpdate};
@@ -21,7 +22,7 @@ use views::StepRule;
 
 use crate::host::{self, state_dtype};
 use crate::simd::Real;
-use crate::{check, tape};
+use crate::{check, inplace, tape};
 
 const OP: &str = "ssd_chunk_scan";
 const STEP: &str = "ssd_state_update";
@@ -96,26 +97,9 @@ impl tape::Backward for Scan {
 /// If a shape does not fit, or `state` is not a contiguous f32 (f64 for f64 data) tensor on the CPU.
 pub fn ssd_state_update(state: &Tensor, args: &SsdStateUpdate) -> Result<Tensor> {
     check::on_cpu(STEP, state.device())?;
-    args.check(state)?;
-    if !state.is_contiguous() || state.dtype() != state_dtype(args.x.dtype()) {
-        bail!(
-            "{STEP}: the state is updated in place and must be contiguous {:?}",
-            state_dtype(args.x.dtype())
-        );
-    }
-    let (x, dt) = (args.x.detach().unsqueeze(1)?, args.dt.detach().unsqueeze(1)?);
-    let (b, c) = (args.b.detach().unsqueeze(1)?, args.c.detach().unsqueeze(1)?);
-    let z = args.z.map(|z| z.detach().unsqueeze(1)).transpose()?;
-    let scan = SsdChunkScan {
-        d: args.d,
-        dt_bias: args.dt_bias,
-        z: z.as_ref(),
-        dt_softplus: args.dt_softplus,
-        dt_limit: args.dt_limit,
-        initial_state: Some(state),
-        ..SsdChunkScan::new(&x, &dt, args.a, &b, &c, 1)
-    };
-    let (y, next) = naive::ssd_chunk_scan(&scan)?;
-    state.slice_set(&next.detach(), 0, 0)?;
-    y.detach().squeeze(1)
+    let dims = args.check(state)?;
+    let (x, b, h, p) = (args.x, dims.b, dims.h, dims.p);
+    let rule = StepRule { softplus: args.dt_softplus, clamp: args::clamp(args.dt_limit) };
+    let inputs = views::prepare_step(args, state_dtype(x.dtype()))?;
+    inplace::update(state, step::Step { dims, rule, inputs }, x.dtype(), (b, h, p))
 }

@@ -3,7 +3,7 @@
 use candle_core::{DType, Result, Tensor, bail};
 
 use super::args::Dims;
-use super::{OP, SsdChunkScan};
+use super::{OP, SsdChunkScan, SsdStateUpdate};
 use crate::host::{self, Disjoint, Rows};
 use crate::simd::{Real, vectorized};
 
@@ -12,19 +12,43 @@ pub(super) const INPUTS: usize = 9;
 
 /// The arguments in the dtype of the arithmetic, as rows of tokens where they have tokens.
 pub(super) fn prepare(args: &SsdChunkScan, work: DType) -> Result<[Option<Tensor>; INPUTS]> {
-    let rows = |t: &Tensor| host::in_rows(&t.to_dtype(work)?, 2).map(Some);
-    let whole = |t: Option<&Tensor>| t.map(|t| t.to_dtype(work)?.contiguous()).transpose();
+    let rows = |t| rows(t, 2, work);
     Ok([
         rows(args.x)?,
         rows(args.dt)?,
-        whole(Some(args.a))?,
+        whole(Some(args.a), work)?,
         rows(args.b)?,
         rows(args.c)?,
-        whole(args.d)?,
-        whole(args.dt_bias)?,
+        whole(args.d, work)?,
+        whole(args.dt_bias, work)?,
         args.z.map_or(Ok(None), rows)?,
-        whole(args.initial_state)?,
+        whole(args.initial_state, work)?,
     ])
+}
+
+/// The arguments of one token, likewise, outside of any graph.
+pub(super) fn prepare_step(args: &SsdStateUpdate, work: DType) -> Result<[Option<Tensor>; INPUTS]> {
+    let rows = |t| rows(t, 1, work);
+    let inputs = [
+        rows(args.x)?,
+        rows(args.dt)?,
+        whole(Some(args.a), work)?,
+        rows(args.b)?,
+        rows(args.c)?,
+        whole(args.d, work)?,
+        whole(args.dt_bias, work)?,
+        args.z.map_or(Ok(None), rows)?,
+        None,
+    ];
+    Ok(inputs.map(|t| t.map(|t| t.detach())))
+}
+
+fn rows(t: &Tensor, lead: usize, work: DType) -> Result<Option<Tensor>> {
+    host::in_rows(&t.to_dtype(work)?, lead).map(Some)
+}
+
+fn whole(t: Option<&Tensor>, work: DType) -> Result<Option<Tensor>> {
+    t.map(|t| t.to_dtype(work)?.contiguous()).transpose()
 }
 
 /// How raw step sizes become step sizes.
