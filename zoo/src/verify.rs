@@ -83,6 +83,14 @@ impl Expected {
             Some(start) => read("decode_logits", length - start)?,
             None => None,
         };
+        if let Some(decode) = &decode_logits
+            && decode.dim(2)? != logits.dim(2)?
+        {
+            let (expected_size, found) = (logits.dim(2)?, decode.dim(2)?);
+            let message =
+                format!("decode_logits: expected {expected_size} tokens as in logits, found {found}");
+            return Err(Error::at(expected, message));
+        }
         same_tokens(&checkpoint, &input_ids, tokens)?;
         let f64_tolerance = f64_tolerance(&expected.with_file_name("meta.json"))?;
         Ok(Self { input_ids, decode_start, logits, decode_logits, f64_tolerance })

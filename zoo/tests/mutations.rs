@@ -10,6 +10,8 @@ use candle_core::{DType, Device};
 use common::{Raw, Tensors, safetensors, torch};
 use semisep_core::Rng;
 use semisep_zoo::checkpoint::Checkpoint;
+use semisep_zoo::load::{LoadOptions, plan};
+use serde_json::{Value, json};
 
 const MUTATIONS: usize = 4000;
 
@@ -130,4 +132,64 @@ fn pickles() {
         }
     }
     assert!(refused > MUTATIONS / 4, "only {refused} of {MUTATIONS} were refused");
+}
+
+/// Every value of a configuration becomes something else, one or two at a time: it is refused or understood, and nothing
+/// larger than the checkpoint is allocated on its word.
+#[test]
+fn configurations() {
+    let odd = [
+        json!(null),
+        json!(-1),
+        json!(0),
+        json!(1),
+        json!(3),
+        json!(7),
+        json!(64),
+        json!(1.5),
+        json!(1e18),
+        json!(1 << 24),
+        json!((1 << 24) - 1),
+        json!(u64::MAX),
+        json!("x"),
+        json!(true),
+        json!([]),
+        json!([1]),
+        json!({}),
+    ];
+    let mut rng = Rng::named(3, "config");
+    for name in [
+        "mamba-hf",
+        "mamba2-hf",
+        "mamba-orig",
+        "mamba2-orig-groups",
+        "mamba2attn-orig",
+        "mamba2attn-mlp-orig",
+    ] {
+        let dir = common::copy(name);
+        let path = dir.path().join("config.json");
+        let text = std::fs::read_to_string(&path).unwrap().replace("Infinity", "1e300");
+        let original: Value = serde_json::from_str(&text).unwrap();
+        let mut refused = 0;
+        for _ in 0..300 {
+            let mut config = original.clone();
+            for _ in 0..=rng.below(2) {
+                let mut object = config.as_object_mut().unwrap();
+                let sections: Vec<String> =
+                    object.iter().filter(|(_, v)| v.is_object()).map(|(k, _)| k.clone()).collect();
+                if !sections.is_empty() && rng.below(2) == 0 {
+                    let section = &sections[rng.below(sections.len())];
+                    object = object[section].as_object_mut().unwrap();
+                }
+                let keys: Vec<String> = object.keys().cloned().collect();
+                if !keys.is_empty() {
+                    object.insert(keys[rng.below(keys.len())].clone(), odd[rng.below(odd.len())].clone());
+                }
+            }
+            replace(&path, config.to_string().as_bytes());
+            let planned = std::panic::catch_unwind(|| plan(dir.path(), &LoadOptions::default()).is_err());
+            refused += usize::from(planned.unwrap_or_else(|_| panic!("{name}: {config}")));
+        }
+        assert!(refused > 60, "{name}: only {refused} of 300 were refused");
+    }
 }

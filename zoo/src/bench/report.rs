@@ -53,7 +53,14 @@ fn section(report: &BenchReport, title: &str, cells: impl Fn(&ModelReport) -> Ve
 
 fn summary(report: &BenchReport) -> String {
     let mut table = new_table();
-    table.set_header(["model", "parameters", "weights", "backend", "peak memory", "best prefill of product rate"]);
+    table.set_header([
+        "model",
+        "parameters",
+        "weights",
+        "backend",
+        "peak memory",
+        "best prefill of product rate",
+    ]);
     for model in &report.models {
         let best = model.lengths.iter().map(|l| l.prefill_of_gemm_rate).fold(0.0, f64::max);
         let weights = if model.random_weights { " random" } else { "" };

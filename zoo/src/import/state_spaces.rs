@@ -34,7 +34,8 @@ const NO_EFFECT: [&str; 11] = [
 ];
 
 fn detects(config: &Fields) -> bool {
-    config.get("model_type").is_none() && config.get("ssm_cfg").is_some()
+    let signs = ["ssm_cfg", "attn_cfg", "attn_layer_idx", "fused_add_norm"];
+    config.get("model_type").is_none() && signs.iter().any(|key| config.get(key).is_some())
 }
 
 fn import(folder: &Folder<'_>) -> Result<Import> {
@@ -54,21 +55,22 @@ fn import(folder: &Folder<'_>) -> Result<Import> {
         logits_soft_cap: None,
     };
     folder.check_embedding(EMBEDDING, model.padded_vocab(), ("d_model", d_model));
-    let ssm = ssm(&config.section("ssm_cfg"), d_model);
     let attention_layers = config.indices("attn_layer_idx", n_layer);
+    let ssm = (attention_layers.len() < n_layer).then(|| ssm(&config.section("ssm_cfg"), d_model));
     let attention = (!attention_layers.is_empty()).then(|| attention(&config.section("attn_cfg"), d_model));
     let mlp = config.size_from("d_intermediate", 0).filter(|&d| d > 0).map(mlp);
-    let layers = (0..n_layer).map(|i| {
-        let attention = attention.as_ref().filter(|_| attention_layers.contains(&i));
-        let (block, mixer) = attention.map_or(("ssm", &ssm), |attention| ("attn", attention));
+    let mut layers = Vec::with_capacity(n_layer);
+    for i in 0..n_layer {
+        let chosen = if attention_layers.contains(&i) { ("attn", &attention) } else { ("ssm", &ssm) };
+        let (block, Some(mixer)) = chosen else { continue };
         let mut stages = vec![residual(mixer.clone(), "mixer", "norm")];
         stages.extend(mlp.iter().map(|mlp| residual(mlp.clone(), "mlp", "norm2")));
-        layer(block, stages)
-    });
+        layers.push(layer(block, stages));
+    }
     let names = if tie_embeddings { Names::new().tie("lm_head.weight", EMBEDDING) } else { Names::new() };
     Ok(Import {
         family: STATE_SPACES.family,
-        architecture: Architecture { name: folder.name(), model, layers: layers.collect() },
+        architecture: Architecture { name: folder.name(), model, layers },
         names,
         notes: note.into_iter().collect(),
     })
