@@ -3,6 +3,7 @@
 //! A subcommand is an `Args` with a `run(&self) -> Result<Outcome>`: an [`Error`] it returns is printed once, here.
 
 mod architecture;
+mod bench;
 mod check;
 mod describe;
 mod generate;
@@ -33,6 +34,7 @@ struct Cli {
 enum Command {
     Check(check::Args),
     Describe(describe::Args),
+    Bench(bench::Args),
     Verify(verify::Args),
     Generate(generate::Args),
 }
@@ -42,6 +44,7 @@ impl Command {
         match self {
             Self::Check(args) => args.run(),
             Self::Describe(args) => args.run(),
+            Self::Bench(args) => args.run(),
             Self::Verify(args) => args.run(),
             Self::Generate(args) => args.run(),
         }
