@@ -1,115 +1,20 @@
-//! The part of Python's pickle that PyTorch weights use, and nothing that could run code.
-//!
-//! A pickle is a program for a stack machine. The machine here knows tuples, lists, dicts, strings and numbers; the only
-//! names it resolves are those of [`Global::resolve`], and "calling" one of them builds a description of a tensor. Any
-//! other name ends the reading with an error that says which. All values live in one arena, so that neither depth nor
-//! cycles matter, and each byte of the file makes at most one of them: memory is bounded by the file's size.
+//! The stack machine.
 
 use std::collections::HashMap;
 
-use super::{MAX_RANK, StoredType};
+use super::value::{Global, Id, Storage, Value, View};
+use crate::checkpoint::{MAX_RANK, StoredType};
 
-/// Largest pickle that is read. The weights are outside of it: 16 MiB describe a hundred thousand tensors.
-const MAX_PICKLE: usize = 16 << 20;
 /// Most values that a pickle may make.
 const MAX_VALUES: usize = 4 << 20;
 /// Most arguments of a call, or parts of a reference to a storage.
 const MAX_ARGUMENTS: usize = 16;
 
-/// A value's place in the arena.
-type Id = u32;
-
-#[derive(Debug, Clone)]
-enum Value<'a> {
-    None,
-    Bool,
-    Int(i64),
-    Float,
-    Str(&'a str),
-    Bytes,
-    Tuple(Vec<Id>),
-    List(Vec<Id>),
-    Dict(Vec<(Id, Id)>),
-    Global(Global),
-    Storage(Storage<'a>),
-    View(Box<View<'a>>),
-}
-
-/// What a file may refer to by name.
-#[derive(Debug, Clone, Copy, PartialEq)]
-enum Global {
-    RebuildTensor,
-    RebuildTensorV2,
-    RebuildTensorV3,
-    RebuildParameter,
-    OrderedDict,
-    Size,
-    /// A storage class, or the dtype of an untyped one.
-    Type(StoredType),
-    UntypedStorage,
-}
-
-impl Global {
-    fn resolve(module: &str, name: &str) -> Option<Self> {
-        use StoredType::{BF16, Bool, F16, F32, F64, I8, I16, I32, I64, U8};
-        Some(match (module, name) {
-            ("torch._utils", "_rebuild_tensor") => Self::RebuildTensor,
-            ("torch._utils", "_rebuild_tensor_v2") => Self::RebuildTensorV2,
-            ("torch._utils", "_rebuild_tensor_v3") => Self::RebuildTensorV3,
-            ("torch._utils", "_rebuild_parameter") => Self::RebuildParameter,
-            ("collections", "OrderedDict") => Self::OrderedDict,
-            ("torch", "Size") => Self::Size,
-            ("torch", "DoubleStorage" | "float64") => Self::Type(F64),
-            ("torch", "FloatStorage" | "float32") => Self::Type(F32),
-            ("torch", "HalfStorage" | "float16") => Self::Type(F16),
-            ("torch", "BFloat16Storage" | "bfloat16") => Self::Type(BF16),
-            ("torch", "LongStorage" | "int64") => Self::Type(I64),
-            ("torch", "IntStorage" | "int32") => Self::Type(I32),
-            ("torch", "ShortStorage" | "int16") => Self::Type(I16),
-            ("torch", "CharStorage" | "int8") => Self::Type(I8),
-            ("torch", "ByteStorage" | "uint8") => Self::Type(U8),
-            ("torch", "BoolStorage" | "bool") => Self::Type(Bool),
-            ("torch" | "torch.storage", "UntypedStorage") => Self::UntypedStorage,
-            _ => return None,
-        })
-    }
-}
-
-/// A block of bytes beside the pickle.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub(super) struct Storage<'a> {
-    /// Its name in the archive's `data` folder.
-    pub(super) key: &'a str,
-    /// The type of its elements, where it has one of its own.
-    pub(super) dtype: Option<StoredType>,
-    /// How many elements it holds (bytes, if it has no type).
-    pub(super) elements: usize,
-}
-
-/// A tensor: a strided view of a storage; offset and strides in elements.
-#[derive(Debug, Clone, PartialEq)]
-pub(super) struct View<'a> {
-    pub(super) storage: Storage<'a>,
-    pub(super) dtype: StoredType,
-    pub(super) offset: usize,
-    pub(super) shape: Vec<usize>,
-    pub(super) strides: Vec<usize>,
-}
-
-/// The named tensors of a pickled state dict, or of the dict at `state_dict`, `model_state_dict`, `model` or `module`
-/// within it.
-pub(super) fn state_dict(pickle: &[u8]) -> Result<Vec<(&str, View<'_>)>, String> {
-    if pickle.len() > MAX_PICKLE {
-        return Err(format!("expected a pickle of at most {MAX_PICKLE} bytes, found {}", pickle.len()));
-    }
-    let mut machine = Machine::new(pickle);
-    let root = machine.run().map_err(|m| format!("at byte {} of the pickle: {m}", machine.at))?;
-    machine.tensors(root)
-}
-
-struct Machine<'a> {
+/// A pickle on its way.
+pub(super) struct Machine<'a> {
     bytes: &'a [u8],
-    at: usize,
+    /// The next byte.
+    pub(super) at: usize,
     arena: Vec<Value<'a>>,
     stack: Vec<Id>,
     marks: Vec<usize>,
@@ -119,13 +24,13 @@ struct Machine<'a> {
 }
 
 impl<'a> Machine<'a> {
-    fn new(bytes: &'a [u8]) -> Self {
+    pub(super) fn new(bytes: &'a [u8]) -> Self {
         let (arena, stack, marks, memo) = Default::default();
         Self { bytes, at: 0, arena, stack, marks, memo, copied: 0 }
     }
 
     /// Runs to the end and gives the value on top.
-    fn run(&mut self) -> Result<Id, String> {
+    pub(super) fn run(&mut self) -> Result<Id, String> {
         loop {
             let [opcode] = self.array()?;
             if opcode == b'.' {
@@ -342,36 +247,7 @@ impl<'a> Machine<'a> {
         self.sequence(id)?.iter().map(pair).collect()
     }
 
-    /// The tensors of a dict, by name; other values are passed over.
-    fn tensors(&self, root: Id) -> Result<Vec<(&'a str, View<'a>)>, String> {
-        let mut dict = root;
-        for _ in 0..3 {
-            let Value::Dict(items) = self.value(dict)? else {
-                return Err("expected a dict of named tensors (a state dict), found another value".into());
-            };
-            let mut tensors = Vec::new();
-            let mut inner = None;
-            for &(key, value) in items {
-                let &Value::Str(name) = self.value(key)? else { continue };
-                match self.value(value)? {
-                    Value::View(view) => tensors.push((name, (**view).clone())),
-                    Value::Dict(_)
-                        if matches!(name, "state_dict" | "model_state_dict" | "model" | "module") =>
-                    {
-                        inner = Some(value);
-                    }
-                    _ => {}
-                }
-            }
-            match inner {
-                Some(inner) if tensors.is_empty() => dict = inner,
-                _ => return Ok(tensors),
-            }
-        }
-        Err("expected a dict of named tensors (a state dict), found dicts within dicts".into())
-    }
-
-    fn value(&self, id: Id) -> Result<&Value<'a>, String> {
+    pub(super) fn value(&self, id: Id) -> Result<&Value<'a>, String> {
         self.arena.get(id as usize).ok_or_else(|| "a value is missing".into())
     }
 
@@ -516,60 +392,4 @@ fn refusal(module: &str, name: &str) -> String {
         short(module),
         short(name)
     )
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn code_is_named_and_refused() {
-        let system = b"\x80\x02cos\nsystem\nX\x02\0\0\0ls\x85R.";
-        let eval = b"\x80\x04\x8c\x08builtins\x8c\x04eval\x93.";
-        let inst = b"(S'ls'\nios\nsystem\n.";
-        for (pickle, name) in [(&system[..], "os.system"), (eval, "builtins.eval")] {
-            let message = state_dict(pickle).unwrap_err();
-            assert!(message.contains(name) && message.contains("nothing was executed"), "{message}");
-        }
-        assert!(state_dict(inst).is_err());
-        assert!(state_dict(b"(ios\nsystem\n.").unwrap_err().contains("os.system"));
-    }
-
-    #[test]
-    fn deep_and_cyclic_values_are_harmless() {
-        let mut nested = vec![b']'; 1_000_000];
-        nested.extend(vec![b'a'; 999_999]);
-        nested.push(b'.');
-        assert!(state_dict(&nested).unwrap_err().contains("state dict"));
-        // d = {}; d["model"] = d
-        assert!(state_dict(b"}q\0X\x05\0\0\0modelh\0s.").unwrap_err().contains("within dicts"));
-    }
-
-    #[test]
-    fn copies_are_counted() {
-        // items = [pair, pair, ...]; OrderedDict(items) over and over.
-        let mut pickle = b"NN\x86q\x00]q\x01".to_vec();
-        pickle.extend(b"h\x00a".repeat(100_000));
-        pickle.extend(b"h\x01\x85q\x02ccollections\nOrderedDict\nq\x03");
-        pickle.extend(b"h\x03h\x02R0".repeat(100_000));
-        pickle.push(b'.');
-        assert!(state_dict(&pickle).unwrap_err().contains("again and again"));
-    }
-
-    #[test]
-    fn the_machine_stays_in_bounds() {
-        for pickle in [
-            &b""[..],
-            b".",
-            b"s.",
-            b"(((",
-            b"t.",
-            b"h\x05.",
-            b"X\xff\xff\xff\xffabc",
-            b"\x8d\xff",
-            b"}(K\x01u.",
-        ] {
-            assert!(state_dict(pickle).is_err(), "{pickle:?}");
-        }
-    }
 }
