@@ -14,7 +14,12 @@ use semisep_kernels::{
 const LENGTHS: [usize; 3] = [512, 2048, 8192];
 
 /// One kernel over several lengths; `run` gets the inputs that `make` made for a length.
-fn group<I>(c: &mut Criterion, name: &str, make: impl Fn(usize) -> Result<I>, run: impl Fn(&I) -> Result<()>) {
+fn group<I>(
+    c: &mut Criterion,
+    name: &str,
+    make: impl Fn(usize) -> Result<I>,
+    run: impl Fn(&I) -> Result<()>,
+) {
     let mut group = c.benchmark_group(name);
     group.sample_size(10).warm_up_time(Duration::from_millis(300)).measurement_time(Duration::from_secs(2));
     for length in LENGTHS {
@@ -83,7 +88,12 @@ fn kernels(c: &mut Criterion) {
         Ok(())
     };
     group(c, "selective_scan e1536 n16", Selective::new, |s| done(s.run()?));
-    group(c, "selective_scan e1536 n16 with backward", |l| Selective::new(l)?.tracked(), |s| backward(s.run()?));
+    group(
+        c,
+        "selective_scan e1536 n16 with backward",
+        |l| Selective::new(l)?.tracked(),
+        |s| backward(s.run()?),
+    );
     group(c, "ssd_chunk_scan h24 p64 n128", Ssd::new, |s| done(s.run()?));
     group(c, "ssd_chunk_scan h24 p64 n128 with backward", |l| Ssd::new(l)?.tracked(), |s| backward(s.run()?));
     group(
@@ -91,7 +101,8 @@ fn kernels(c: &mut Criterion) {
         "causal_conv1d d1792 k4",
         |l| Ok((randn(1, &[1, l, 1792])?, randn(2, &[1792, 4])?)),
         |(x, weight)| {
-            let conv = CausalConv1d { x, weight, bias: None, silu: true, initial_state: None, cu_seqlens: None };
+            let conv =
+                CausalConv1d { x, weight, bias: None, silu: true, initial_state: None, cu_seqlens: None };
             done(causal_conv1d(conv)?.0)
         },
     );

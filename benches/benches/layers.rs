@@ -28,7 +28,10 @@ fn layers(c: &mut Criterion) {
         let vb = VarBuilder::seeded(1, DType::F32, Device::Cpu);
         let mixer = config.build(D, vb).unwrap();
         let mut group = c.benchmark_group(name);
-        group.sample_size(10).warm_up_time(Duration::from_millis(300)).measurement_time(Duration::from_secs(2));
+        group
+            .sample_size(10)
+            .warm_up_time(Duration::from_millis(300))
+            .measurement_time(Duration::from_secs(2));
         for length in [512, 2048] {
             let x = randn(1, &[1, length, D]).unwrap();
             group.throughput(Throughput::Elements(length as u64));
@@ -41,7 +44,9 @@ fn layers(c: &mut Criterion) {
         mixer.forward(&x, &mut Context::with_state(&mut state)).unwrap();
         let token = randn(3, &[1, D]).unwrap();
         group.throughput(Throughput::Elements(1));
-        group.bench_function("step after 1024", |b| b.iter(|| black_box(mixer.step(&token, &mut state).unwrap())));
+        group.bench_function("step after 1024", |b| {
+            b.iter(|| black_box(mixer.step(&token, &mut state).unwrap()))
+        });
         group.finish();
     }
 }

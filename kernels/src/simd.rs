@@ -130,10 +130,10 @@ impl Real for f32 {
         // x = n ln 2 + r, |r| <= ln 2 / 2; ln 2 in two parts (Cody-Waite), e^r by its Taylor polynomial of degree 7.
         const SHIFT: f32 = 12_582_912.0; // 1.5 * 2^23: adding it rounds to the nearest integer
         let x = self;
-        let clamped = f32::min(f32::max(x, -87.4), 88.8);
+        let clamped = x.clamp(-87.4, 88.8);
         let shifted = f32::mul_add(clamped, std::f32::consts::LOG2_E, SHIFT);
         let n = shifted - SHIFT;
-        let r = f32::mul_add(n, -0.693_359_375, clamped);
+        let r = f32::mul_add(n, -355.0 / 512.0, clamped);
         let r = f32::mul_add(n, 2.121_944_4e-4, r);
         let mut p = 1.0 / 5040.0;
         p = f32::mul_add(p, r, 1.0 / 720.0);

@@ -1,4 +1,5 @@
 //! The activations and gated products against their definitions.
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 mod common;
 

@@ -1,4 +1,5 @@
 //! The dense map against its definition, outputs and gradients.
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 mod common;
 

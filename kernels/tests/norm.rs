@@ -1,4 +1,5 @@
 //! The norms against the recorded references and against their definitions.
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 mod common;
 
@@ -107,7 +108,7 @@ fn rms_norm_is_its_definition() -> Result<()> {
         let what = format!("{rows} x {width} by {group}");
         compare(
             &what,
-            &[x.clone()],
+            std::slice::from_ref(x),
             |t| rms_norm(&t[0], None, eps(group), group),
             |t| naive::rms_norm(&t[0], None, eps(group), group),
         )?;
@@ -157,7 +158,7 @@ fn layer_norm_is_its_definition() -> Result<()> {
         )?;
         compare(
             &what,
-            &[x.clone()],
+            std::slice::from_ref(x),
             |t| layer_norm(&t[0], None, None, 1e-5),
             |t| naive::layer_norm(&t[0], None, None, 1e-5),
         )?;

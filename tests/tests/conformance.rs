@@ -13,8 +13,7 @@ const D: usize = 16;
 
 fn cases() -> Vec<(&'static str, Box<dyn MixerConfig>)> {
     let mamba1 = Mamba1Config { d_state: 4, ..Default::default() };
-    let mamba2 =
-        Mamba2Config { d_state: 8, headdim: 8, chunk_size: 8, dt_max: 0.5, ..Default::default() };
+    let mamba2 = Mamba2Config { d_state: 8, headdim: 8, chunk_size: 8, dt_max: 0.5, ..Default::default() };
     let attention = AttentionConfig { head_dim: Some(8), ..AttentionConfig::new(2) };
     let rope = |dim, interleaved| Some(RotaryConfig { dim, theta: 100.0, interleaved });
     let mut cases: Vec<(&str, Box<dyn MixerConfig>)> = Vec::new();

@@ -31,7 +31,8 @@ impl Peer {
     pub(crate) fn new(name: &str, weights: &Weights) -> Result<Self> {
         // Its Mamba-2 reads the embedding under another name.
         let two = name.starts_with("mamba2");
-        let rename = |n: &str| if two { n.replace("embedding.weight", "embeddings.weight") } else { n.into() };
+        let rename =
+            |n: &str| if two { n.replace("embedding.weight", "embeddings.weight") } else { n.into() };
         let tensors = weights.0.iter().map(|(n, t)| (rename(n), t.clone())).collect();
         let vb = VarBuilder::from_tensors(tensors, DType::F32, &Device::Cpu);
         let mut config = serde_json::json!({

@@ -66,9 +66,8 @@ pub(crate) fn measure(name: &'static str, model: &LanguageModel, limits: &Limits
         token = token * 31 % 50_000;
         model.step(&[token], &mut state).map(drop)
     })?;
-    let size = |p: &ParameterGroup| {
-        p.elements() * if p.full_precision { 4 } else { model.dtype().size_in_bytes() }
-    };
+    let size =
+        |p: &ParameterGroup| p.elements() * if p.full_precision { 4 } else { model.dtype().size_in_bytes() };
     let bytes: usize = model.parameter_groups().iter().map(size).sum();
     Ok(Figures {
         model: name,

@@ -179,7 +179,7 @@ impl Mixer for Attention {
         if let Some((weight, bias)) = &self.conv {
             qkv = causal_conv1d_update(state.get("conv")?, &qkv, weight, Some(bias), false)?;
         }
-        let heads = self.split(&qkv.unsqueeze(1)?, &state.seen().to_vec(), None)?;
+        let heads = self.split(&qkv.unsqueeze(1)?, state.seen(), None)?;
         let o = self.attend_cached(&heads, state, &vec![1; b], None)?;
         let out = self.out_proj.forward(&o.reshape((b, self.heads * self.head_dim))?)?;
         state.advance(&vec![1; b]);

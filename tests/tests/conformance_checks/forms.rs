@@ -20,9 +20,8 @@ pub(crate) fn steps(config: &dyn MixerConfig, d: usize) -> Result<()> {
         let (mut parallel, mut stepped) = (mixer.new_state(2)?, mixer.new_state(2)?);
         let want = continued(&*mixer, &x, &mut parallel)?;
         assert_close("with and without a state", &forward(&*mixer, &x)?, &want, tolerance);
-        let steps: Vec<Tensor> = (0..L)
-            .map(|t| mixer.step(&x.i((.., t))?.contiguous()?, &mut stepped))
-            .collect::<Result<_>>()?;
+        let steps: Vec<Tensor> =
+            (0..L).map(|t| mixer.step(&x.i((.., t))?.contiguous()?, &mut stepped)).collect::<Result<_>>()?;
         assert_close("steps", &Tensor::stack(&steps, 1)?, &want, tolerance);
         assert_same_state("steps", &stepped, &parallel, tolerance)?;
     }
@@ -66,11 +65,9 @@ pub(crate) fn packed(config: &dyn MixerConfig, d: usize) -> Result<()> {
     let (first, second) = ([0, 7, 8, 8, 20], [0, 2, 5, 6, 6]);
     let plain = mixer.forward(&x, &mut Context::packed(&first))?;
     let mut state = mixer.new_state(4)?;
-    let y =
-        mixer.forward(&x, &mut Context { state: Some(&mut state), cu_seqlens: Some(&first) })?;
+    let y = mixer.forward(&x, &mut Context { state: Some(&mut state), cu_seqlens: Some(&first) })?;
     assert_close("packed with and without a state", &plain, &y, tolerance);
-    let y2 =
-        mixer.forward(&more, &mut Context { state: Some(&mut state), cu_seqlens: Some(&second) })?;
+    let y2 = mixer.forward(&more, &mut Context { state: Some(&mut state), cu_seqlens: Some(&second) })?;
     let mut alone: Vec<State> = Vec::new();
     for i in 0..lengths.len() {
         let mut own = mixer.new_state(1)?;
@@ -78,7 +75,12 @@ pub(crate) fn packed(config: &dyn MixerConfig, d: usize) -> Result<()> {
             let (start, len) = (cu[i], cu[i + 1] - cu[i]);
             let want = continued(&*mixer, &x.narrow(1, start, len)?, &mut own)?;
             if len > 0 {
-                assert_close(&format!("{what} part of sequence {i}"), &y.narrow(1, start, len)?, &want, tolerance);
+                assert_close(
+                    &format!("{what} part of sequence {i}"),
+                    &y.narrow(1, start, len)?,
+                    &want,
+                    tolerance,
+                );
             }
         }
         alone.push(own);

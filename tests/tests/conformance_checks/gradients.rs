@@ -39,7 +39,10 @@ fn compare(vars: &[(String, Var)], loss: &dyn Fn() -> Result<Tensor>) -> Result<
         let numeric = (8.0 * near - far) / (12.0 * EPS);
         var.set(&start)?;
         let scale = analytic.abs().max(numeric.abs()).max(1e-3);
-        assert!((analytic - numeric).abs() < 1e-6 * scale, "{name}: gradient {analytic}, difference {numeric}");
+        assert!(
+            (analytic - numeric).abs() < 1e-6 * scale,
+            "{name}: gradient {analytic}, difference {numeric}"
+        );
     }
     Ok(())
 }
@@ -51,9 +54,7 @@ pub(crate) fn gradients(config: &dyn MixerConfig, d: usize) -> Result<()> {
     let x = Var::from_tensor(&randn(1, &[2, L, d], DType::F64)?)?;
     vars.push(("input".into(), x.clone()));
     let cotangent = randn(2, &[2, L, d], DType::F64)?;
-    compare(&vars, &|| {
-        (mixer.forward(x.as_tensor(), &mut Context::default())? * &cotangent)?.sum_all()
-    })?;
+    compare(&vars, &|| (mixer.forward(x.as_tensor(), &mut Context::default())? * &cotangent)?.sum_all())?;
     // The same over packed sequences.
     let flat = Var::from_tensor(&randn(3, &[1, L, d], DType::F64)?)?;
     let cotangent = randn(4, &[1, L, d], DType::F64)?;

@@ -48,7 +48,8 @@ pub(super) struct Args {
 
 fn length(text: &str) -> Result<usize, String> {
     let n: Option<usize> = text.parse().ok();
-    n.filter(|n| (1..=MAX_LENGTH).contains(n)).ok_or_else(|| format!("expected a length from 1 to {MAX_LENGTH}"))
+    n.filter(|n| (1..=MAX_LENGTH).contains(n))
+        .ok_or_else(|| format!("expected a length from 1 to {MAX_LENGTH}"))
 }
 
 fn seconds(text: &str) -> Result<f64, String> {
