@@ -1,4 +1,6 @@
 //! Kernels at the shapes of the 130m models: throughput in tokens.
+#![allow(clippy::unwrap_used, reason = "a benchmark that cannot run has nothing to report")]
+#![allow(missing_docs, reason = "criterion's macros make public items")]
 
 use std::hint::black_box;
 use std::time::Duration;

@@ -1,4 +1,6 @@
 //! Layers of the 130m models, the parallel form and one step: throughput in tokens.
+#![allow(clippy::unwrap_used, reason = "a benchmark that cannot run has nothing to report")]
+#![allow(missing_docs, reason = "criterion's macros make public items")]
 
 use std::hint::black_box;
 use std::time::Duration;

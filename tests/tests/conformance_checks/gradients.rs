@@ -9,8 +9,11 @@ use semisep_tests::{randn, values};
 const L: usize = 19;
 const EPS: f64 = 3e-5;
 
+/// A layer and its variables by name.
+type Trainable = (Box<dyn Mixer>, Vec<(String, Var)>);
+
 /// Variables of every parameter, moved off their symmetric initial values.
-fn trainable(config: &dyn MixerConfig, d: usize) -> Result<(Box<dyn Mixer>, Vec<(String, Var)>)> {
+fn trainable(config: &dyn MixerConfig, d: usize) -> Result<Trainable> {
     let source = Arc::new(Variables::new(3));
     let mixer = config.build(d, VarBuilder::new(source.clone(), DType::F64, Device::Cpu))?;
     let vars: Vec<(String, Var)> = source.all().into_iter().collect();

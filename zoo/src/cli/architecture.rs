@@ -7,7 +7,7 @@ use semisep_models::{Blueprint, Registry, blueprints};
 
 use super::say;
 use crate::load::{LoadOptions, plan};
-use crate::{Error, Result};
+use crate::{Error, Result, files};
 
 /// The architecture of a shipped blueprint's name, a blueprint's file or a checkpoint's folder. Warnings go to standard
 /// error; no weight is read.
@@ -31,7 +31,7 @@ pub(super) fn open(name: &str) -> Result<Architecture> {
 
 /// The text of a blueprint's file.
 pub(super) fn source(path: &Path) -> Result<String> {
-    std::fs::read_to_string(path).map_err(|e| Error::at(path, format!("expected a blueprint: {e}")))
+    files::read_text(path)
 }
 
 fn parse(name: &str, source: &str) -> Result<Architecture> {
