@@ -21,20 +21,7 @@ pub(crate) fn vectorized<R>(f: impl FnOnce() -> R) -> R {
     pulp::Arch::new().dispatch(Body(f))
 }
 
-/// The sum of all lanes, pairwise; `W` is a power of two.
-#[inline(always)]
-pub(crate) fn fold<T: Real, const W: usize>(mut v: [T; W]) -> T {
-    let mut half = W / 2;
-    while half > 0 {
-        for i in 0..half {
-            v[i] += v[i + half];
-        }
-        half /= 2;
-    }
-    v[0]
-}
-
-/// `Σ a_i b_i`, in lanes.
+/// `Σ a_i b_i` of short rows, in lanes, for plain loops inside [`vectorized`]; [`Real::dot`] is the faster one.
 #[inline(always)]
 pub(crate) fn dot<T: Real>(a: &[T], b: &[T]) -> T {
     const LANES: usize = 16;
@@ -49,7 +36,14 @@ pub(crate) fn dot<T: Real>(a: &[T], b: &[T]) -> T {
             sums[l] = Real::mul_add(a[l], b[l], sums[l]);
         }
     }
-    fold(sums) + rest
+    let mut half = LANES / 2;
+    while half > 0 {
+        for l in 0..half {
+            sums[l] += sums[l + half];
+        }
+        half /= 2;
+    }
+    sums[0] + rest
 }
 
 /// The arithmetic of a kernel's state and accumulators: f32, or f64 for f64 data.

@@ -13,16 +13,16 @@ use candle_core::{Result, Tensor, bail};
 
 use super::args::Dims;
 use super::block::{Block, advance, put};
-use super::cpu::{NARROW, WIDE, is_wide};
+use super::cpu::{AHEAD, NARROW, WIDE, is_wide};
 use super::views::{Views, with_views};
 use super::{OP, Scan};
 use crate::host::{self, Disjoint, Rows};
 use crate::parts::{self, Part};
 use crate::segments::Segment;
-use crate::simd::{Real, fold, vectorized};
+use crate::simd::Real;
 
 /// Tokens whose states are held at once.
-const CHUNK: usize = 32;
+const CHUNK: usize = 16;
 
 /// Gradients in the order of the inputs.
 pub(super) fn gradients<T: Real>(
@@ -86,16 +86,14 @@ impl<T: Real> Sinks<T> {
             bias: Disjoint::new(&mut bias),
         };
         host::parallel(tasks.len(), |i| {
-            vectorized(
-                #[inline(always)]
-                || {
-                    let end = tasks[i].start + tasks[i].len;
-                    for first in (tasks[i].start..end).step_by(W) {
-                        let block = Block::<T, W>::new(v, dims.n, tasks[i].group, first, W.min(end - first));
-                        Reverse::new(v, dims, &block, &tasks[i], gstate).run(gy, &sinks);
-                    }
-                },
-            );
+            pulp::Arch::new().dispatch(Blocks::<T, W> {
+                v,
+                dims,
+                part: &tasks[i],
+                gy,
+                gstate,
+                sinks: &sinks,
+            });
         });
         [
             x,
@@ -108,6 +106,30 @@ impl<T: Real> Sinks<T> {
             z,
             state,
         ]
+    }
+}
+
+/// The blocks of one task.
+struct Blocks<'a, T, const W: usize> {
+    v: &'a Views<'a, T>,
+    dims: &'a Dims,
+    part: &'a Part,
+    gy: Rows<'a, T>,
+    gstate: Option<&'a [T]>,
+    sinks: &'a Sinks<T>,
+}
+
+impl<T: Real, const W: usize> pulp::WithSimd for Blocks<'_, T, W> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: pulp::Simd>(self, simd: S) {
+        let Self { v, dims, part, .. } = self;
+        let end = part.start + part.len;
+        for first in (part.start..end).step_by(W) {
+            let block = Block::<T, W>::new(v, dims.n, part.group, first, W.min(end - first));
+            Reverse::new(v, dims, &block, part, self.gstate).run(simd, self.gy, self.sinks);
+        }
     }
 }
 
@@ -179,6 +201,7 @@ impl<'a, T: Real, const W: usize> Reverse<'a, T, W> {
                 self.starts.extend_from_slice(&h);
             }
             let t = start + k;
+            self.block.prefetch(t + AHEAD);
             let dt = self.block.steps(&self.block.raw_steps(t));
             let (mut u, mut unused) = (self.block.x(t), [T::ZERO; W]);
             for i in 0..W {
@@ -192,14 +215,17 @@ impl<'a, T: Real, const W: usize> Reverse<'a, T, W> {
     }
 
     #[inline(always)]
-    fn run(mut self, gy: Rows<T>, sinks: &Sinks<T>) {
+    fn run<S: pulp::Simd>(mut self, simd: S, gy: Rows<T>, sinks: &Sinks<T>) {
         let Segment { start, len } = self.segment;
         for chunk in (0..len.div_ceil(CHUNK)).rev() {
             let first = start + chunk * CHUNK;
             let last = (first + CHUNK).min(start + len);
             self.recompute(chunk, first..last);
             for t in (first..last).rev() {
-                self.token(t, t - first, self.block.load(gy.row(t)), sinks);
+                if let Some(earlier) = t.checked_sub(AHEAD) {
+                    gy.prefetch(earlier, self.block.first..self.block.first + self.block.len);
+                }
+                self.token(simd, t, t - first, self.block.load(gy.row(t)), sinks);
             }
         }
         let (e, n) = (self.dims.e, self.dims.n);
@@ -220,6 +246,7 @@ impl<'a, T: Real, const W: usize> Reverse<'a, T, W> {
         let n = self.dims.n;
         self.states[..n].copy_from_slice(&self.starts[chunk * n..][..n]);
         for (k, t) in tokens.enumerate() {
+            self.block.prefetch(t + AHEAD);
             let raw = self.block.raw_steps(t);
             let (dt, x) = (self.block.steps(&raw), self.block.x(t));
             let (mut u, mut y) = ([T::ZERO; W], [T::ZERO; W]);
@@ -244,7 +271,7 @@ impl<'a, T: Real, const W: usize> Reverse<'a, T, W> {
 
     /// One token back in time: token `t`, the `k`-th of its chunk.
     #[inline(always)]
-    fn token(&mut self, t: usize, k: usize, mut gy: [T; W], sinks: &Sinks<T>) {
+    fn token<S: pulp::Simd>(&mut self, simd: S, t: usize, k: usize, mut gy: [T; W], sinks: &Sinks<T>) {
         let (block, n) = (self.block, self.dims.n);
         let Token { raw, dt, x, y } = self.tokens[k];
         if let Some(z) = block.z(t) {
@@ -267,19 +294,17 @@ impl<'a, T: Real, const W: usize> Reverse<'a, T, W> {
             let (before, after) = (&self.states[k * n + j], &self.states[(k + 1) * n + j]);
             let (gh, ga) = (&mut self.gh[j], &mut self.ga[j]);
             let (decay, a) = (&self.decays[k * n + j], &block.a[j]);
-            let (mut to_b, mut to_c) = ([T::ZERO; W], [T::ZERO; W]);
+            let mut g = [T::ZERO; W];
             for i in 0..W {
-                let g = gy[i].mul_add(c[j], gh[i]);
-                to_c[i] = gy[i] * after[i];
-                to_b[i] = g * u[i];
-                gu[i] = g.mul_add(b[j], gu[i]);
-                gh[i] = g * decay[i];
+                g[i] = gy[i].mul_add(c[j], gh[i]);
+                gu[i] = g[i].mul_add(b[j], gu[i]);
+                gh[i] = g[i] * decay[i];
                 let rate = gh[i] * before[i]; // gradient of Δ A
                 gdt[i] = rate.mul_add(a[i], gdt[i]);
                 ga[i] = rate.mul_add(dt[i], ga[i]);
             }
-            gb[j] += fold(to_b);
-            gc[j] += fold(to_c);
+            gb[j] += T::dot(simd, &g, &u);
+            gc[j] += T::dot(simd, &gy, after);
         }
         let mut gx = [T::ZERO; W];
         let ln_2 = T::ONE / T::LOG2_E; // the block's rates are A log2 e

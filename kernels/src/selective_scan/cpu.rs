@@ -15,7 +15,7 @@ pub(super) const WIDE: usize = 64;
 pub(super) const NARROW: usize = 16;
 
 /// Tokens between asking for a row and using it.
-const AHEAD: usize = 4;
+pub(super) const AHEAD: usize = 4;
 
 /// Whether there are enough channels for wide blocks on every thread.
 pub(super) fn is_wide(dims: &Dims) -> bool {

@@ -7,9 +7,9 @@ use super::args::StepDims;
 use super::views::{INPUTS, Views, with_views};
 use crate::host::{self, Disjoint};
 use crate::inplace::Update;
-use crate::simd::{Real, fold, vectorized};
+use crate::simd::Real;
 
-/// Vector lanes, and channels whose step sizes are computed together.
+/// Channels whose step sizes are computed together.
 const LANES: usize = 16;
 /// Channels a thread takes at least: some microseconds of work.
 const GRAIN: usize = 64;
@@ -37,21 +37,29 @@ impl Update for Step {
                 let (y, state) = unsafe {
                     (ys.slice(range.start, range.len()), states.slice(range.start * n, range.len() * n))
                 };
-                vectorized(
-                    #[inline(always)]
-                    || self.channels(v, range.start, state, y),
-                );
+                pulp::Arch::new().dispatch(Channels { step: self, v, first: range.start, state, y });
             });
             y
         })
     }
 }
 
-impl Step {
-    /// Channels from `first` on, counted over all rows.
+/// Channels from `first` on, counted over all rows.
+struct Channels<'a, T> {
+    step: &'a Step,
+    v: &'a Views<'a, T>,
+    first: usize,
+    state: &'a mut [T],
+    y: &'a mut [T],
+}
+
+impl<T: Real> pulp::WithSimd for Channels<'_, T> {
+    type Output = ();
+
     #[inline(always)]
-    fn channels<T: Real>(&self, v: &Views<T>, first: usize, state: &mut [T], y: &mut [T]) {
-        let StepDims { e, n, g, .. } = self.dims;
+    fn with_simd<S: pulp::Simd>(self, simd: S) {
+        let Self { step, v, first, state, y } = self;
+        let StepDims { e, n, g, .. } = step.dims;
         let mut done = 0;
         while done < y.len() {
             // Within one row, and no more than lanes.
@@ -67,12 +75,16 @@ impl Step {
             if v.softplus {
                 dt.iter_mut().for_each(|dt| *dt = dt.softplus());
             }
-            let (b, b_map, c_map) = (c..c + len, v.b.row(row), v.c.row(row));
-            for (i, channel) in b.enumerate() {
-                let group = channel / (e / g) * n;
-                let maps = (&b_map[group..group + n], &c_map[group..group + n]);
-                let a = &v.a[channel * n..][..n];
-                y[i] = advance(&mut state[i * n..][..n], a, maps, dt[i], dt[i] * x[i]);
+            let (b_map, c_map) = (v.b.row(row), v.c.row(row));
+            for i in 0..len {
+                let group = (c + i) / (e / g) * n;
+                let (b_map, c_map) = (&b_map[group..group + n], &c_map[group..group + n]);
+                let (state, a) = (&mut state[i * n..][..n], &v.a[(c + i) * n..][..n]);
+                let (rate, u) = (dt[i] * T::LOG2_E, dt[i] * x[i]);
+                for ((h, &a), &b) in state.iter_mut().zip(a).zip(b_map) {
+                    *h = (rate * a).exp2().mul_add(*h, u * b);
+                }
+                y[i] = T::dot(simd, state, c_map);
             }
             if let Some(d) = v.d {
                 y.iter_mut().zip(&x).zip(&d[c..c + len]).for_each(|((y, &x), &d)| *y = x.mul_add(d, *y));
@@ -83,26 +95,4 @@ impl Step {
             done += len;
         }
     }
-}
-
-/// One channel's state: `h = exp(Δ a) h + u B`; gives `C h`.
-#[inline(always)]
-fn advance<T: Real>(h: &mut [T], a: &[T], (b, c): (&[T], &[T]), dt: T, u: T) -> T {
-    let rate = dt * T::LOG2_E;
-    let mut sums = [T::ZERO; LANES];
-    let (h, rest) = h.as_chunks_mut::<LANES>();
-    let (a, rest_a) = a.as_chunks::<LANES>();
-    let (b, rest_b) = b.as_chunks::<LANES>();
-    let (c, rest_c) = c.as_chunks::<LANES>();
-    for (((h, a), b), c) in h.iter_mut().zip(a).zip(b).zip(c) {
-        for k in 0..LANES {
-            h[k] = (rate * a[k]).exp2().mul_add(h[k], u * b[k]);
-            sums[k] = h[k].mul_add(c[k], sums[k]);
-        }
-    }
-    for (k, h) in rest.iter_mut().enumerate() {
-        *h = (rate * rest_a[k]).exp2().mul_add(*h, u * rest_b[k]);
-        sums[k] = h.mul_add(rest_c[k], sums[k]);
-    }
-    fold(sums)
 }

@@ -133,6 +133,8 @@ struct Reverse<'a, T> {
     gdt: Vec<T>,
     /// Each head's decay over the chunk.
     totals: Vec<T>,
+    /// For sums as dot products.
+    ones: Vec<T>,
     /// A row of L; shares of the state after; ∂ log decay; decays from the chunk's start.
     rows: [Vec<T>; 4],
     ga: Vec<T>,
@@ -167,6 +169,7 @@ impl<'a, T: Real> Reverse<'a, T> {
             gmaps: [zeros(chunk * task.dims.n), zeros(chunk * task.dims.n)],
             gdt: zeros(chunk * heads),
             totals: zeros(heads),
+            ones: vec![T::ONE; chunk],
             rows: [zeros(chunk), zeros(chunk), zeros(chunk), zeros(chunk)],
             ga: zeros(heads),
             gbias: zeros(heads),
@@ -456,14 +459,8 @@ impl<'a, T: Real> Reverse<'a, T> {
         for i in (0..q).rev() {
             before += from_before[i];
             let flows = &self.flows[i * self.chunk..][..i];
-            let mut lanes = [T::ZERO; 16];
-            for (sources, flows) in sources[..i].chunks_mut(16).zip(flows.chunks(16)) {
-                for ((lane, source), &flow) in lanes.iter_mut().zip(sources).zip(flows) {
-                    *source += flow;
-                    *lane += *source;
-                }
-            }
-            let share = before + crate::simd::fold(lanes);
+            sources.iter_mut().zip(flows).for_each(|(source, &flow)| *source += flow);
+            let share = before + dot(&sources[..i], &self.ones[..i]);
             let (dt, _) = task.step(t + i, head);
             self.gdt[i * heads + k] += share * rate;
             self.ga[k] += share * dt;

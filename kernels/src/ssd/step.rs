@@ -7,9 +7,8 @@ use super::args::Dims;
 use super::views::{INPUTS, StepRule, Views, with_views};
 use crate::host::{self, Disjoint};
 use crate::inplace::Update;
-use crate::simd::{Real, fold, vectorized};
+use crate::simd::Real;
 
-const LANES: usize = 16;
 /// Numbers of the state that a thread takes at least: some microseconds of work.
 const GRAIN: usize = 8192;
 
@@ -36,21 +35,29 @@ impl Update for Step {
                 let (y, state) = unsafe {
                     (ys.slice(range.start, range.len()), states.slice(range.start * n, range.len() * n))
                 };
-                vectorized(
-                    #[inline(always)]
-                    || self.channels(v, range.start, state, y),
-                );
+                pulp::Arch::new().dispatch(Channels { step: self, v, first: range.start, state, y });
             });
             y
         })
     }
 }
 
-impl Step {
-    /// Channels (of all heads and rows) from `first` on.
+/// Channels (of all heads and rows) from `first` on.
+struct Channels<'a, T> {
+    step: &'a Step,
+    v: &'a Views<'a, T>,
+    first: usize,
+    state: &'a mut [T],
+    y: &'a mut [T],
+}
+
+impl<T: Real> pulp::WithSimd for Channels<'_, T> {
+    type Output = ();
+
     #[inline(always)]
-    fn channels<T: Real>(&self, v: &Views<T>, first: usize, state: &mut [T], y: &mut [T]) {
-        let Dims { h, p, n, g, .. } = self.dims;
+    fn with_simd<S: pulp::Simd>(self, simd: S) {
+        let Self { step, v, first, state, y } = self;
+        let Dims { h, p, n, g, .. } = step.dims;
         let mut done = 0;
         while done < y.len() {
             // Within one head.
@@ -60,12 +67,13 @@ impl Step {
             let dt = v.step(v.raw_step(row, head));
             let decay = Real::exp(dt * v.a[head]);
             let group = head / (h / g) * n;
-            let maps = (&v.b.row(row)[group..group + n], &v.c.row(row)[group..group + n]);
+            let (b_map, c_map) = (&v.b.row(row)[group..group + n], &v.c.row(row)[group..group + n]);
             let columns = head * p + c..head * p + c + len;
             let x = &v.x.row(row)[columns.clone()];
             for (i, (y, &x)) in y.iter_mut().zip(x).enumerate() {
-                *y = advance(&mut state[i * n..][..n], maps, decay, dt * x);
-                *y = x.mul_add(v.skip(&self.dims, head, c + i), *y);
+                let (state, u) = (&mut state[i * n..][..n], dt * x);
+                state.iter_mut().zip(b_map).for_each(|(h, &b)| *h = decay.mul_add(*h, u * b));
+                *y = x.mul_add(v.skip(&step.dims, head, c + i), T::dot(simd, state, c_map));
             }
             if let Some(z) = v.z {
                 y.iter_mut().zip(&z.row(row)[columns]).for_each(|(y, z)| *y *= z.silu());
@@ -73,24 +81,4 @@ impl Step {
             done += len;
         }
     }
-}
-
-/// One row of the state: `h = decay h + u B`; gives `C h`.
-#[inline(always)]
-fn advance<T: Real>(h: &mut [T], (b, c): (&[T], &[T]), decay: T, u: T) -> T {
-    let mut sums = [T::ZERO; LANES];
-    let (h, rest) = h.as_chunks_mut::<LANES>();
-    let (b, rest_b) = b.as_chunks::<LANES>();
-    let (c, rest_c) = c.as_chunks::<LANES>();
-    for ((h, b), c) in h.iter_mut().zip(b).zip(c) {
-        for k in 0..LANES {
-            h[k] = decay.mul_add(h[k], u * b[k]);
-            sums[k] = h[k].mul_add(c[k], sums[k]);
-        }
-    }
-    for (k, h) in rest.iter_mut().enumerate() {
-        *h = decay.mul_add(*h, u * rest_b[k]);
-        sums[k] = h.mul_add(rest_c[k], sums[k]);
-    }
-    fold(sums)
 }
