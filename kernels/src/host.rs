@@ -191,6 +191,11 @@ impl<T> Disjoint<T> {
         Self { data: data.as_mut_ptr(), len: data.len() }
     }
 
+    /// Where element `start` is, or would be: following the pointer is for those who know that nobody else does.
+    pub(crate) fn at(&self, start: usize) -> *mut T {
+        self.data.wrapping_add(start)
+    }
+
     /// `len` elements from `start` on.
     ///
     /// # Safety
@@ -206,21 +211,8 @@ impl<T> Disjoint<T> {
 /// `c = a b` (+ `c` where `accumulate`), row-major views given by their strides, on the calling thread.
 ///
 /// `a` is (m, k) with strides `a_strides` (row, column), `b` (k, n), `c` (m, n).
+#[expect(clippy::too_many_arguments, reason = "three matrices and their strides")]
 pub(crate) fn gemm<T: Real>(
-    (m, k, n): (usize, usize, usize),
-    a: &[T],
-    a_strides: (usize, usize),
-    b: &[T],
-    b_strides: (usize, usize),
-    c: &mut [T],
-    c_strides: (usize, usize),
-    accumulate: bool,
-) {
-    gemm_on(gemm::Parallelism::None, (m, k, n), a, a_strides, b, b_strides, c, c_strides, accumulate);
-}
-
-/// [`gemm`] on all threads of candle's pool.
-pub(crate) fn gemm_parallel<T: Real>(
     sizes: (usize, usize, usize),
     a: &[T],
     a_strides: (usize, usize),
@@ -230,15 +222,15 @@ pub(crate) fn gemm_parallel<T: Real>(
     c_strides: (usize, usize),
     accumulate: bool,
 ) {
-    let threads = gemm::Parallelism::Rayon(threads());
-    candle_core::utils::with_threadpool(|| {
-        gemm_on(threads, sizes, a, a_strides, b, b_strides, c, c_strides, accumulate);
-    });
+    check_views(sizes, (a.len(), a_strides), (b.len(), b_strides), (c.len(), c_strides));
+    let (a, b, c) = ((a.as_ptr(), a_strides), (b.as_ptr(), b_strides), (c.as_mut_ptr(), c_strides));
+    // SAFETY: all three views lie inside their slices, as checked.
+    unsafe { gemm_views(sizes, a, b, c, accumulate) };
 }
 
+/// [`gemm`] on all threads: each takes a block of columns of `c` (of rows, where those are more).
 #[expect(clippy::too_many_arguments, reason = "three matrices and their strides")]
-fn gemm_on<T: Real>(
-    threads: gemm::Parallelism,
+pub(crate) fn gemm_parallel<T: Real>(
     (m, k, n): (usize, usize, usize),
     a: &[T],
     a_strides: (usize, usize),
@@ -248,26 +240,66 @@ fn gemm_on<T: Real>(
     c_strides: (usize, usize),
     accumulate: bool,
 ) {
+    /// Columns (rows) of a block are a multiple of this: whole tiles of the product's inner kernel.
+    const TILE: usize = 48;
+    check_views((m, k, n), (a.len(), a_strides), (b.len(), b_strides), (c.len(), c_strides));
+    let columns = n >= m;
+    let whole = if columns { n } else { m };
+    let block = whole.div_ceil(threads()).next_multiple_of(TILE);
+    let c = Disjoint::new(c);
+    spinning(whole, block, |range| {
+        let (sizes, a_start, b_start, c_start) = if columns {
+            ((m, k, range.len()), 0, range.start * b_strides.1, range.start * c_strides.1)
+        } else {
+            ((range.len(), k, n), range.start * a_strides.0, 0, range.start * c_strides.0)
+        };
+        // Of an empty view (k = 0) nothing is read.
+        let (a, b) = (a.as_ptr().wrapping_add(a_start), b.as_ptr().wrapping_add(b_start));
+        // SAFETY: parts of views that lie inside their slices, as checked; ranges do not overlap, hence neither do the
+        // elements of `c` that they stand for.
+        unsafe { gemm_views(sizes, (a, a_strides), (b, b_strides), (c.at(c_start), c_strides), accumulate) };
+    });
+}
+
+/// Panics unless the views (length of the slice, strides) of an (m, k, n) product lie inside their slices.
+fn check_views(
+    (m, k, n): (usize, usize, usize),
+    a: (usize, (usize, usize)),
+    b: (usize, (usize, usize)),
+    c: (usize, (usize, usize)),
+) {
+    let inside = |rows: usize, columns: usize, (len, strides): (usize, (usize, usize))| {
+        rows == 0 || columns == 0 || (rows - 1) * strides.0 + (columns - 1) * strides.1 < len
+    };
+    assert!(inside(m, k, a) && inside(k, n, b) && inside(m, n, c), "a matrix reaches past its elements");
+}
+
+/// # Safety
+/// `a` (m, k) and `b` (k, n) can be read, and `c` (m, n) written by this thread alone, at their strides.
+unsafe fn gemm_views<T: Real>(
+    (m, k, n): (usize, usize, usize),
+    (a, a_strides): (*const T, (usize, usize)),
+    (b, b_strides): (*const T, (usize, usize)),
+    (c, c_strides): (*mut T, (usize, usize)),
+    accumulate: bool,
+) {
     if m == 0 || n == 0 {
         return;
     }
-    let last = |r: usize, c: usize, s: (usize, usize)| (r.max(1) - 1) * s.0 + (c.max(1) - 1) * s.1;
-    assert!(k == 0 || (last(m, k, a_strides) < a.len() && last(k, n, b_strides) < b.len()));
-    assert!(last(m, n, c_strides) < c.len());
-    // SAFETY: all three views lie inside their slices by the assertions above.
+    // SAFETY: the caller's promise.
     unsafe {
         gemm::gemm(
             m,
             n,
             k,
-            c.as_mut_ptr(),
+            c,
             c_strides.1 as isize,
             c_strides.0 as isize,
             accumulate,
-            a.as_ptr(),
+            a,
             a_strides.1 as isize,
             a_strides.0 as isize,
-            b.as_ptr(),
+            b,
             b_strides.1 as isize,
             b_strides.0 as isize,
             T::ONE,
@@ -275,7 +307,7 @@ fn gemm_on<T: Real>(
             false,
             false,
             false,
-            threads,
+            gemm::Parallelism::None,
         );
     }
 }

@@ -4,7 +4,7 @@ use candle_core::{DType, Device, Result, Tensor};
 use candle_nn::VarBuilder;
 use candle_transformers::models::{mamba, mamba2};
 
-use crate::figures::{Figures, Limits, median};
+use crate::figures::{Figures, Limits, beside_bandwidth, median};
 use crate::ours::Weights;
 
 /// Tokens of the peer's prefill: it is some fifty times slower than ours, so it gets fewer.
@@ -72,7 +72,7 @@ impl Peer {
 pub(crate) fn measure(name: &'static str, peer: &Peer, limits: &Limits) -> Result<Figures> {
     let mut state = peer.new_state()?;
     let id = Tensor::new(&[17u32], &Device::Cpu)?;
-    let decode = median(12, || peer.step(&id, &mut state).map(drop))?;
+    let (decode, bandwidth) = beside_bandwidth(12, || peer.step(&id, &mut state).map(drop))?;
     let prefill = match &peer.model {
         Model::Mamba(..) => None,
         Model::Mamba2(model, _) => {
@@ -89,7 +89,7 @@ pub(crate) fn measure(name: &'static str, peer: &Peer, limits: &Limits) -> Resul
         model: name,
         who: "candle-transformers f32".into(),
         decode: 1.0 / decode,
-        decode_of_bandwidth: (4 * peer.elements) as f64 / decode / limits.read_bandwidth,
+        decode_of_bandwidth: (4 * peer.elements) as f64 / decode / bandwidth,
         prefill,
         prefill_of_gemm: prefill
             .map_or(0.0, |(_, rate)| 2.0 * (peer.elements - peer.head) as f64 * rate / limits.gemm_rate),

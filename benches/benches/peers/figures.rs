@@ -84,6 +84,14 @@ pub(crate) fn to_json(all: &[Figures]) -> Vec<serde_json::Value> {
     all.iter().map(one).collect()
 }
 
+/// The median of `n` timed calls, seconds, and the read bandwidth around them: shared machines change theirs from one
+/// moment to the next, so the larger of a measurement before and one after is the limit.
+pub(crate) fn beside_bandwidth(n: usize, f: impl FnMut() -> Result<()>) -> Result<(f64, f64)> {
+    let before = semisep_kernels::machine::read_bandwidth();
+    let seconds = median(n, f)?;
+    Ok((seconds, before.max(semisep_kernels::machine::read_bandwidth())))
+}
+
 /// The median of `n` timed calls, seconds.
 pub(crate) fn median(n: usize, mut f: impl FnMut() -> Result<()>) -> Result<f64> {
     let mut times = Vec::with_capacity(n);

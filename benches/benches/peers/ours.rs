@@ -8,7 +8,7 @@ use semisep_core::{ParameterGroup, Seeded, Source, VarBuilder};
 use semisep_models::normal::Architecture;
 use semisep_models::{Blueprint, LanguageModel, Registry, blueprints};
 
-use crate::figures::{Figures, Limits, median};
+use crate::figures::{Figures, Limits, beside_bandwidth, median};
 
 const PREFILL: usize = 512;
 
@@ -62,7 +62,7 @@ pub(crate) fn measure(name: &'static str, model: &LanguageModel, limits: &Limits
         model.prefill(&prompt, Some(&mut state)).map(drop)
     })?;
     let mut token = 1;
-    let decode = median(48, || {
+    let (decode, bandwidth) = beside_bandwidth(48, || {
         token = token * 31 % 50_000;
         model.step(&[token], &mut state).map(drop)
     })?;
@@ -73,7 +73,7 @@ pub(crate) fn measure(name: &'static str, model: &LanguageModel, limits: &Limits
         model: name,
         who: format!("semisep {:?}", model.dtype()).to_lowercase(),
         decode: 1.0 / decode,
-        decode_of_bandwidth: bytes as f64 / decode / limits.read_bandwidth,
+        decode_of_bandwidth: bytes as f64 / decode / bandwidth,
         prefill: Some((PREFILL, PREFILL as f64 / prefill)),
         prefill_of_gemm: matrix_flops(model, PREFILL) / prefill / limits.gemm_rate,
     })
