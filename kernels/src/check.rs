@@ -31,6 +31,14 @@ pub(crate) fn optional(
     t.map_or(Ok(()), |t| shape(op, name, t, expected, why))
 }
 
+/// That no size is 0, of those that must not be.
+pub(crate) fn positive(op: &str, sizes: &[(&str, usize)]) -> Result<()> {
+    match sizes.iter().find(|(_, size)| *size == 0) {
+        Some((name, _)) => bail!("{op}: {name} is 0, expected at least 1"),
+        None => Ok(()),
+    }
+}
+
 /// That `groups` (of `name`) divide `width` (of `of`) evenly.
 pub(crate) fn divides(op: &str, (name, groups): (&str, usize), (of, width): (&str, usize)) -> Result<()> {
     if groups == 0 || !width.is_multiple_of(groups) {

@@ -12,6 +12,9 @@ pub(crate) trait Update {
     /// The operator's name in error messages.
     fn name(&self) -> &'static str;
 
+    /// What it reads while it holds the state.
+    fn inputs(&self) -> &[Option<Tensor>];
+
     /// Advances the state and gives the output.
     fn run<T: Real>(&self, state: &mut [T]) -> Result<Vec<T>>;
 }
@@ -39,12 +42,20 @@ pub(crate) fn update(
             state.stride()
         );
     }
+    if update.inputs().iter().flatten().any(|input| share_storage(state, input)) {
+        bail!("{name}: an input lies in the state's own storage, which is written in place: copy it first");
+    }
     let op = Op { update, y: Mutex::new(None) };
     state.inplace_op1(&op)?;
     let Some(y) = op.y.into_inner().unwrap_or_else(PoisonError::into_inner) else {
         bail!("{name}: no kernel ran");
     };
     Tensor::from((y, shape.into())).to_dtype(data)
+}
+
+fn share_storage(a: &Tensor, b: &Tensor) -> bool {
+    let ((a, _), (b, _)) = (a.storage_and_layout(), b.storage_and_layout());
+    std::ptr::eq(&raw const *a, &raw const *b)
 }
 
 struct Op<U> {

@@ -407,5 +407,10 @@ fn errors_name_what_is_wrong() -> Result<()> {
     assert!(message(&zeros(&[2, 16, 5])?).contains("state has shape (2, 16, 5), expected (2, 16, 4)"));
     assert!(message(&zeros(&[2, 16, 4])?.to_dtype(DType::BF16)?).contains("BF16"));
     assert!(message(&zeros(&[2, 4, 16])?.transpose(1, 2)?).contains("strides"));
+    let state = zeros(&[2, 16, 4])?;
+    let inside = state.flatten_all()?.narrow(0, 0, 32)?.reshape((2, 16))?;
+    let shared = SelectiveStateUpdate { z: Some(&inside), ..args };
+    let error = selective_state_update(&state, &shared).unwrap_err().to_string();
+    assert!(error.contains("own storage"), "{error}");
     Ok(())
 }

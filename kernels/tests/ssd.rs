@@ -467,6 +467,8 @@ fn errors_name_what_is_wrong() -> Result<()> {
     assert!(message(&SsdChunkScan::new(&x, &dt, &a, &map, &map, 0)).contains("chunk_size is 0"));
     let limited = SsdChunkScan { dt_limit: (2.0, 1.0), ..SsdChunkScan::new(&x, &dt, &a, &map, &map, 8) };
     assert!(message(&limited).contains("dt_limit"));
+    let (x, map) = (zeros(&[2, 5, 4, 0])?, zeros(&[2, 5, 1, 8])?);
+    assert!(message(&SsdChunkScan::new(&x, &dt, &a, &map, &map, 8)).contains("head dimension is 0"));
 
     let (x, dt, map) = (zeros(&[2, 4, 3])?, zeros(&[2, 4])?, zeros(&[2, 1, 8])?);
     let args = SsdStateUpdate::new(&x, &dt, &a, &map, &map);

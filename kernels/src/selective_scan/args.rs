@@ -3,7 +3,7 @@
 use candle_core::{Result, Tensor};
 
 use super::{OP, STEP};
-use crate::check::{divides, optional, shape};
+use crate::check::{divides, optional, positive, shape};
 use crate::segments::{Segment, segments};
 
 /// Arguments of [`selective_scan`](fn@super::selective_scan). Floating-point dtypes may differ from each other.
@@ -59,6 +59,7 @@ impl<'a> SelectiveScan<'a> {
         shape(OP, "x", self.x, &[b, l, e], "(b, l, e)")?;
         shape(OP, "dt", self.dt, &[b, l, e], "as x")?;
         shape(OP, "a", self.a, &[e, n], "(e, n)")?;
+        positive(OP, &[("the number of channels", e), ("the state size", n)])?;
         divides(OP, ("b", g), ("channels of x", e))?;
         shape(OP, "b", self.b, &[b, l, g, n], "(b, l, g, n)")?;
         shape(OP, "c", self.c, &[b, l, g, n], "as b")?;
@@ -120,6 +121,7 @@ impl<'a> SelectiveStateUpdate<'a> {
         shape(STEP, "state", state, &[b, e, n], "(b, e, n)")?;
         shape(STEP, "dt", self.dt, &[b, e], "as x")?;
         shape(STEP, "a", self.a, &[e, n], "(e, n)")?;
+        positive(STEP, &[("the number of channels", e), ("the state size", n)])?;
         divides(STEP, ("b", g), ("channels of x", e))?;
         shape(STEP, "b", self.b, &[b, g, n], "(b, g, n)")?;
         shape(STEP, "c", self.c, &[b, g, n], "as b")?;

@@ -27,6 +27,10 @@ impl Update for Step {
         STEP
     }
 
+    fn inputs(&self) -> &[Option<Tensor>] {
+        &self.inputs
+    }
+
     fn run<T: Real>(&self, state: &mut [T]) -> Result<Vec<T>> {
         with_views(&self.inputs, 1, self.softplus, |v| {
             let StepDims { b, e, n, .. } = self.dims;

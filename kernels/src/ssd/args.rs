@@ -3,7 +3,7 @@
 use candle_core::{Result, Tensor, bail};
 
 use super::{OP, STEP};
-use crate::check::{divides, optional, shape};
+use crate::check::{divides, optional, positive, shape};
 use crate::segments::{Segment, segments};
 
 /// No clamp on step sizes.
@@ -74,6 +74,7 @@ impl<'a> SsdChunkScan<'a> {
         shape(OP, "x", self.x, &[b, l, h, p], "(b, l, h, p)")?;
         shape(OP, "dt", self.dt, &[b, l, h], "one a token and head of x")?;
         shape(OP, "a", self.a, &[h], "one a head")?;
+        positive(OP, &[("the number of heads", h), ("the head dimension", p), ("the state size", n)])?;
         divides(OP, ("b", g), ("heads of x", h))?;
         shape(OP, "b", self.b, &[b, l, g, n], "(b, l, g, n)")?;
         shape(OP, "c", self.c, &[b, l, g, n], "as b")?;
@@ -81,9 +82,7 @@ impl<'a> SsdChunkScan<'a> {
         optional(OP, "dt_bias", self.dt_bias, &[h], "one a head")?;
         optional(OP, "z", self.z, &[b, l, h, p], "as x")?;
         limits(OP, self.dt_limit)?;
-        if self.chunk_size == 0 {
-            bail!("{OP}: chunk_size is 0, expected at least 1");
-        }
+        positive(OP, &[("chunk_size", self.chunk_size)])?;
         let segments = segments(OP, b, l, self.cu_seqlens)?;
         optional(
             OP,
@@ -166,6 +165,7 @@ impl<'a> SsdStateUpdate<'a> {
         shape(STEP, "state", state, &[b, h, p, n], "(b, h, p, n)")?;
         shape(STEP, "dt", self.dt, &[b, h], "one a head of x")?;
         shape(STEP, "a", self.a, &[h], "one a head")?;
+        positive(STEP, &[("the number of heads", h), ("the head dimension", p), ("the state size", n)])?;
         divides(STEP, ("b", g), ("heads of x", h))?;
         shape(STEP, "b", self.b, &[b, g, n], "(b, g, n)")?;
         shape(STEP, "c", self.c, &[b, g, n], "as b")?;

@@ -25,6 +25,10 @@ impl Update for Step {
         STEP
     }
 
+    fn inputs(&self) -> &[Option<Tensor>] {
+        &self.inputs
+    }
+
     fn run<T: Real>(&self, state: &mut [T]) -> Result<Vec<T>> {
         with_views(&self.inputs, 1, self.rule, |v| {
             let Dims { b, h, p, n, .. } = self.dims;
