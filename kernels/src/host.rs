@@ -65,22 +65,12 @@ impl<'a, T> Rows<'a, T> {
         &self.data[i * self.stride..][..self.width]
     }
 
-    /// Asks the cache for these elements of row `i`; nothing where there is no such row.
+    /// [`prefetch`] of these elements of row `i`, if there is such a row.
     #[inline(always)]
     pub(crate) fn prefetch(&self, i: usize, columns: std::ops::Range<usize>) {
-        #[cfg(target_arch = "x86_64")]
         if let Some(part) = self.data.get(i * self.stride..).and_then(|row| row.get(columns)) {
-            for line in part.chunks(64 / size_of::<T>()) {
-                // SAFETY: a prefetch of an address inside the slice; it reads nothing the program can see.
-                unsafe {
-                    std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(
-                        line.as_ptr().cast(),
-                    )
-                };
-            }
+            prefetch(part.as_ptr(), part.len());
         }
-        #[cfg(not(target_arch = "x86_64"))]
-        let _ = (i, columns);
     }
 
     /// The rows from `i` on as one slice, rows [`Rows::stride`] apart, beginning with element `column` of row `i`.
@@ -91,6 +81,19 @@ impl<'a, T> Rows<'a, T> {
     pub(crate) fn stride(&self) -> usize {
         self.stride
     }
+}
+
+/// Asks the cache for `len` elements from `start` on.
+#[inline(always)]
+fn prefetch<T>(start: *const T, len: usize) {
+    #[cfg(target_arch = "x86_64")]
+    for i in (0..len).step_by(64 / size_of::<T>()) {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        // SAFETY: a prefetch is a hint; it reads nothing the program can see and faults at no address.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(start.wrapping_add(i).cast()) };
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = (start, len);
 }
 
 /// The distance between rows over the first `lead` dimensions, if they are evenly spaced and contiguous each.
@@ -123,6 +126,31 @@ pub(crate) fn in_rows(t: &Tensor, lead: usize) -> Result<Tensor> {
 pub(crate) fn storage<T: WithDType>(values: Vec<T>) -> Storage {
     Storage::Cpu(T::to_cpu_storage_owned(values))
 }
+
+/// Zeros for a kernel to fill. Large buffers ask for huge pages, without which a third of the time of a kernel that
+/// streams through fresh memory goes to page faults.
+pub(crate) fn zeros<T: Real>(len: usize) -> Vec<T> {
+    let mut values = vec![T::ZERO; len];
+    advise_huge_pages(&mut values);
+    values
+}
+
+#[cfg(target_os = "linux")]
+fn advise_huge_pages<T>(values: &mut [T]) {
+    const HUGE: usize = 2 << 20;
+    let bytes = size_of_val(values);
+    if bytes < 2 * HUGE {
+        return;
+    }
+    let start = values.as_mut_ptr().cast::<u8>();
+    let skip = start.align_offset(HUGE);
+    let len = bytes.saturating_sub(skip) / HUGE * HUGE;
+    // SAFETY: whole pages inside the buffer, whose contents the advice leaves as they are. A refusal changes nothing.
+    unsafe { libc::madvise(start.add(skip).cast(), len, libc::MADV_HUGEPAGE) };
+}
+
+#[cfg(not(target_os = "linux"))]
+fn advise_huge_pages<T>(_: &mut [T]) {}
 
 /// A tensor of the given values.
 pub(crate) fn tensor<T: WithDType>(values: Vec<T>, shape: impl Into<Shape>) -> Tensor {
@@ -194,6 +222,14 @@ impl<T> Disjoint<T> {
     /// Where element `start` is, or would be: following the pointer is for those who know that nobody else does.
     pub(crate) fn at(&self, start: usize) -> *mut T {
         self.data.wrapping_add(start)
+    }
+
+    /// Asks the cache for `len` elements from `start` on, if there are as many.
+    #[inline(always)]
+    pub(crate) fn prefetch(&self, start: usize, len: usize) {
+        if start + len <= self.len {
+            prefetch(self.data.wrapping_add(start), len);
+        }
     }
 
     /// `len` elements from `start` on.

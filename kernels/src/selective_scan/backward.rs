@@ -67,7 +67,7 @@ impl<T: Real> Sinks<T> {
     fn fill<const W: usize>(v: &Views<T>, dims: &Dims, gy: Rows<T>, gstate: Option<&[T]>) -> [Vec<T>; 9] {
         let (sequences, tokens) = (dims.segments.len(), dims.b * dims.l);
         let (tasks, count) = parts::parts(sequences, dims.g, dims.e / dims.g, W);
-        let zeros = |len: usize| vec![T::ZERO; len];
+        let zeros = host::zeros::<T>;
         let (mut x, mut dt) = (zeros(tokens * dims.e), zeros(tokens * dims.e));
         let mut z = zeros(if v.z.is_some() { tokens * dims.e } else { 0 });
         let maps = tokens * dims.g * dims.n;

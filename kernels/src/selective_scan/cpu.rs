@@ -29,7 +29,7 @@ pub(super) fn forward<T: Real>(v: &Views<T>, dims: &Dims) -> (Vec<T>, Vec<T>) {
 }
 
 fn blocks<T: Real, const W: usize>(v: &Views<T>, dims: &Dims) -> (Vec<T>, Vec<T>) {
-    let mut y = vec![T::ZERO; dims.b * dims.l * dims.e];
+    let mut y = host::zeros(dims.b * dims.l * dims.e);
     let mut states = vec![T::ZERO; dims.segments.len() * dims.e * dims.n];
     let outputs = (Disjoint::new(&mut y), Disjoint::new(&mut states));
     let (tasks, _) = parts(dims.segments.len(), dims.g, dims.e / dims.g, W);
@@ -62,6 +62,7 @@ fn scan<T: Real, const W: usize>(
     let mut h = block.load_state(v.state.map(|s| &s[part.segment * size..][..size]));
     for t in segment.start..segment.start + segment.len {
         block.prefetch(t + AHEAD);
+        y.prefetch((t + AHEAD) * dims.e + block.first, block.len);
         let dt = block.steps(&block.raw_steps(t));
         let (mut u, mut out) = (block.x(t), block.d);
         for i in 0..W {

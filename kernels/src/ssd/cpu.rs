@@ -21,7 +21,7 @@ pub(super) const MAX_CHUNK: usize = 64;
 
 /// Outputs (b, l, h, p) and final states (sequences, h, p, n).
 pub(super) fn forward<T: Real>(v: &Views<T>, dims: &Dims, chunk: usize) -> (Vec<T>, Vec<T>) {
-    let mut y = vec![T::ZERO; dims.b * dims.l * dims.h * dims.p];
+    let mut y = host::zeros(dims.b * dims.l * dims.h * dims.p);
     let mut states = vec![T::ZERO; dims.segments.len() * dims.h * dims.p * dims.n];
     let (ys, all_states) = (Disjoint::new(&mut y), Disjoint::new(&mut states));
     let steps = Steps::new(v, dims.b * dims.l, dims.h);
@@ -176,6 +176,7 @@ impl<'a, T: Real> Forward<'a, T> {
     fn run(mut self, state: &mut [T], y: &Disjoint<T>) {
         let mut empty = self.task.v.state.is_none();
         for (t, q) in self.task.chunks(self.chunk) {
+            self.prefetch(t + q, y);
             self.task.scores((t, q), &mut self.scores, self.chunk);
             if !empty {
                 self.read_state((t, q), state);
@@ -193,6 +194,19 @@ impl<'a, T: Real> Forward<'a, T> {
                 || self.finish((t, q), y),
             );
             empty = false;
+        }
+    }
+
+    /// Asks for the rows of the next chunk: the hardware does not foresee steps of a whole row.
+    fn prefetch(&self, t: usize, y: &Disjoint<T>) {
+        let (task, width) = (self.task, self.task.width());
+        let first = task.part.start * task.dims.p;
+        for t in t..t + self.chunk {
+            task.v.x.prefetch(t, first..first + width);
+            if let Some(z) = &task.v.z {
+                z.prefetch(t, first..first + width);
+            }
+            y.prefetch(t * task.dims.h * task.dims.p + first, width);
         }
     }
 

@@ -72,7 +72,7 @@ fn all<T: Real>(
     let &Dims { h, p, n, g, .. } = dims;
     let (sequences, tokens) = (dims.segments.len(), dims.b * dims.l);
     let (tasks, count) = parts::parts(sequences, g, h / g, 1);
-    let zeros = |len: usize| vec![T::ZERO; len];
+    let zeros = host::zeros::<T>;
     let (mut x, mut dt, maps) = (zeros(tokens * h * p), zeros(tokens * h), tokens * g * n);
     let mut z = zeros(if v.z.is_some() { x.len() } else { 0 });
     let (mut b, mut c) = (zeros(count * maps), zeros(count * maps));
@@ -184,7 +184,7 @@ impl<'a, T: Real> Reverse<'a, T> {
     fn find_starts(&mut self) {
         let (_, len) = self.task.state_range();
         let chunks = self.task.chunks(self.chunk).len();
-        let mut starts = vec![T::ZERO; chunks.max(1) * len];
+        let mut starts = host::zeros(chunks.max(1) * len);
         self.task.load_state(self.task.v.state, &mut starts[..len]);
         for (i, at) in self.task.chunks(self.chunk).take(chunks.saturating_sub(1)).enumerate() {
             let (known, next) = starts[i * len..].split_at_mut(len);
