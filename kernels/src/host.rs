@@ -247,7 +247,6 @@ impl<T> Disjoint<T> {
 /// `c = a b` (+ `c` where `accumulate`), row-major views given by their strides, on the calling thread.
 ///
 /// `a` is (m, k) with strides `a_strides` (row, column), `b` (k, n), `c` (m, n).
-#[expect(clippy::too_many_arguments, reason = "three matrices and their strides")]
 pub(crate) fn gemm<T: Real>(
     sizes: (usize, usize, usize),
     a: &[T],
@@ -265,7 +264,6 @@ pub(crate) fn gemm<T: Real>(
 }
 
 /// [`gemm`] on all threads: each takes a block of columns of `c` (of rows, where those are more).
-#[expect(clippy::too_many_arguments, reason = "three matrices and their strides")]
 pub(crate) fn gemm_parallel<T: Real>(
     (m, k, n): (usize, usize, usize),
     a: &[T],
