@@ -9,7 +9,7 @@ use candle_core::{DType, Device, IndexOp, Result, Tensor, bail};
 use semisep_core::{Cost, Init, Norm, ParameterGroup, State, VarBuilder};
 
 use crate::normal::{Architecture, ModelConfig};
-use crate::stack::Stack;
+use crate::stack::{Stack, scaled};
 
 /// A language model, ready to run.
 pub struct LanguageModel {
@@ -254,8 +254,4 @@ impl ModelState {
         *self = loaded;
         Ok(())
     }
-}
-
-fn scaled(x: Tensor, factor: f64) -> Result<Tensor> {
-    if factor == 1.0 { Ok(x) } else { x * factor }
 }

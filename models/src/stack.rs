@@ -204,6 +204,7 @@ impl BuiltBranch {
     }
 }
 
-fn scaled(x: Tensor, factor: f64) -> Result<Tensor> {
+/// `factor · x`, and `x` itself for 1.
+pub(crate) fn scaled(x: Tensor, factor: f64) -> Result<Tensor> {
     if factor == 1.0 { Ok(x) } else { x * factor }
 }

@@ -158,7 +158,7 @@ impl Attention {
 impl Mixer for Attention {
     fn forward(&self, u: &Tensor, ctx: &mut Context<'_>) -> Result<Tensor> {
         let (b, l, _) = u.dims3()?;
-        let lengths = ctx.expect(KIND, b, l)?;
+        let lengths = ctx.check(KIND, b, l)?;
         let positions = ctx.state.as_ref().map_or_else(|| vec![0; lengths.len()], |s| s.seen().to_vec());
         let (qkv, conv) = self.convolve(self.in_proj.forward(u)?, ctx)?;
         let heads = self.split(&qkv, &positions, ctx.cu_seqlens)?;
@@ -174,7 +174,7 @@ impl Mixer for Attention {
 
     fn step(&self, u: &Tensor, state: &mut State) -> Result<Tensor> {
         let (b, _) = u.dims2()?;
-        state.expect(KIND, b)?;
+        state.check(KIND, b)?;
         let mut qkv = self.in_proj.forward(u)?;
         if let Some((weight, bias)) = &self.conv {
             qkv = causal_conv1d_update(state.get("conv")?, &qkv, weight, Some(bias), false)?;

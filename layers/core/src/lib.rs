@@ -22,7 +22,7 @@ pub use cost::Cost;
 pub use init::{Init, Rng};
 pub use linear::{Activation, Linear};
 pub use mixer::{Context, Mixer, Mixing};
-pub use mixing::{lower_triangle, segment_sums};
+pub use mixing::{lower_triangle, segment_sums, softplus};
 pub use mlp::{Mlp, MlpConfig};
 pub use norm::{GatedRmsNorm, Norm, NormConfig, NormKind};
 pub use parameters::{ParameterGroup, Seeded, Shapes, Source, VarBuilder, Variables};

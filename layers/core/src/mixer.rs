@@ -37,10 +37,10 @@ impl<'a> Context<'a> {
     ///
     /// # Errors
     /// If the state is not for this layer and batch.
-    pub fn expect(&self, layer: &str, b: usize, l: usize) -> Result<Vec<usize>> {
+    pub fn check(&self, layer: &str, b: usize, l: usize) -> Result<Vec<usize>> {
         let lengths = self.lengths(b, l);
         if let Some(state) = &self.state {
-            state.expect(layer, lengths.len())?;
+            state.check(layer, lengths.len())?;
         }
         Ok(lengths)
     }

@@ -11,6 +11,14 @@ pub fn lower_triangle(l: usize, dtype: DType, device: &Device) -> Result<Tensor>
     Tensor::from_vec(ones, (l, l), device)?.to_dtype(dtype)
 }
 
+/// `ln(1 + exp(x))` in plain tensor operations, without overflow.
+///
+/// # Errors
+/// If the dtype is not a float.
+pub fn softplus(x: &Tensor) -> Result<Tensor> {
+    x.relu()? + (x.abs()?.neg()?.exp()? + 1.0)?.log()?
+}
+
 /// `S[t,s] = Σ_{s<j≤t} x_j` for s ≤ t, and 0 above the diagonal: (..., l) -> (..., l, l).
 ///
 /// Summed directly, not as a difference of prefix sums, which would cancel.

@@ -125,7 +125,7 @@ impl Mlp {
 impl Mixer for Mlp {
     fn forward(&self, x: &Tensor, ctx: &mut Context<'_>) -> Result<Tensor> {
         let (b, l, _) = x.dims3()?;
-        let lengths = ctx.expect("mlp", b, l)?;
+        let lengths = ctx.check("mlp", b, l)?;
         let y = self.apply(x)?;
         ctx.leave(&[], &lengths)?;
         Ok(y)
@@ -133,7 +133,7 @@ impl Mixer for Mlp {
 
     fn step(&self, x: &Tensor, state: &mut State) -> Result<Tensor> {
         let b = x.dims2()?.0;
-        state.expect("mlp", b)?;
+        state.check("mlp", b)?;
         let y = self.apply(x)?;
         state.advance(&vec![1; b]);
         Ok(y)

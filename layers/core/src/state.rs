@@ -78,7 +78,7 @@ impl State {
     ///
     /// # Errors
     /// If `layer` or `batch` differs.
-    pub fn expect(&self, layer: &str, batch: usize) -> Result<()> {
+    pub fn check(&self, layer: &str, batch: usize) -> Result<()> {
         if self.layer != layer {
             bail!("{layer}: the state belongs to a layer of kind {}", self.layer);
         }

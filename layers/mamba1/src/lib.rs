@@ -157,7 +157,7 @@ impl Mamba1 {
 impl Mixer for Mamba1 {
     fn forward(&self, u: &Tensor, ctx: &mut Context<'_>) -> Result<Tensor> {
         let (b, l, _) = u.dims3()?;
-        let lengths = ctx.expect(KIND, b, l)?;
+        let lengths = ctx.check(KIND, b, l)?;
         let (x, z) = self.split(u)?;
         let (x, conv) = self.convolve(&x, ctx)?;
         let (y, ssm) = self.scan(&x, Some(&z), ctx)?;
@@ -168,7 +168,7 @@ impl Mixer for Mamba1 {
 
     fn step(&self, u: &Tensor, state: &mut State) -> Result<Tensor> {
         let (b, _) = u.dims2()?;
-        state.expect(KIND, b)?;
+        state.check(KIND, b)?;
         let (x, z) = self.split(u)?;
         let conv = state.get("conv")?;
         let x = causal_conv1d_update(conv, &x, &self.conv_weight, self.conv_bias.as_ref(), true)?;

@@ -1,7 +1,7 @@
 //! The matrix that the selective scan multiplies by, one a channel.
 
 use candle_core::{Result, Tensor};
-use semisep_core::{Context, Mixing, lower_triangle, segment_sums};
+use semisep_core::{Context, Mixing, lower_triangle, segment_sums, softplus};
 
 use crate::{Mamba1, Selection};
 
@@ -27,9 +27,4 @@ pub(crate) fn mixing(layer: &Mamba1, u: &Tensor) -> Result<Mixing> {
     let skip = Tensor::eye(l, dt.dtype(), dt.device())?.broadcast_mul(&layer.d.reshape((e, 1, 1))?)?;
     let heads = |t: &Tensor| t.transpose(1, 2)?.unsqueeze(3); // (b, l, e) -> (b, e, l, 1)
     Ok(Mixing { matrix: m.broadcast_add(&skip)?, values: heads(&x)?, output: heads(&y)? })
-}
-
-/// `ln(1 + exp(x))`, stable.
-fn softplus(x: &Tensor) -> Result<Tensor> {
-    x.relu()? + (x.abs()?.neg()?.exp()? + 1.0)?.log()?
 }

@@ -188,7 +188,7 @@ impl Mamba2 {
 impl Mixer for Mamba2 {
     fn forward(&self, u: &Tensor, ctx: &mut Context<'_>) -> Result<Tensor> {
         let (b, l, _) = u.dims3()?;
-        let lengths = ctx.expect(KIND, b, l)?;
+        let lengths = ctx.check(KIND, b, l)?;
         let projection = self.project(u)?;
         let (xbc, conv) = self.convolve(&projection.xbc, ctx)?;
         let (y, ssm) = self.scan(&xbc, &projection.dt, ctx)?;
@@ -199,7 +199,7 @@ impl Mixer for Mamba2 {
 
     fn step(&self, u: &Tensor, state: &mut State) -> Result<Tensor> {
         let (b, _) = u.dims2()?;
-        state.expect(KIND, b)?;
+        state.check(KIND, b)?;
         let projection = self.project(u)?;
         let xbc = causal_conv1d_update(
             state.get("conv")?,

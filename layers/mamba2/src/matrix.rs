@@ -1,7 +1,7 @@
 //! The matrix that the SSD scan multiplies by, one a head.
 
 use candle_core::{Result, Tensor};
-use semisep_core::{Context, Mixing, lower_triangle, segment_sums};
+use semisep_core::{Context, Mixing, lower_triangle, segment_sums, softplus};
 
 use crate::Mamba2;
 
@@ -40,9 +40,4 @@ pub(crate) fn mixing(layer: &Mamba2, u: &Tensor) -> Result<Mixing> {
         m = m.broadcast_add(&skip)?;
     }
     Ok(Mixing { matrix: m, values: x.transpose(1, 2)?, output: y.transpose(1, 2)? })
-}
-
-/// `ln(1 + exp(x))`, stable.
-fn softplus(x: &Tensor) -> Result<Tensor> {
-    x.relu()? + (x.abs()?.neg()?.exp()? + 1.0)?.log()?
 }
