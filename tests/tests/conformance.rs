@@ -7,6 +7,7 @@ use semisep_attention::{AttentionConfig, QkNorm};
 use semisep_core::{MixerConfig, MlpConfig, RotaryConfig};
 use semisep_mamba1::{Mamba1Config, ParameterNorms};
 use semisep_mamba2::Mamba2Config;
+use semisep_models::Registry;
 
 /// Width of every case.
 const D: usize = 16;
@@ -66,6 +67,14 @@ fn for_each(check: impl Fn(&dyn MixerConfig, usize) -> candle_core::Result<()>) 
         }
     }
     assert!(failures.is_empty(), "{}", failures.join("\n"));
+}
+
+#[test]
+fn every_registered_mixer_has_a_case() {
+    let kinds: Vec<&str> = cases().iter().map(|(_, config)| config.kind()).collect();
+    for name in Registry::builtin().names() {
+        assert!(kinds.contains(&name), "no case of {name}");
+    }
 }
 
 #[test]
