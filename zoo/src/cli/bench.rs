@@ -4,15 +4,13 @@ use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 
 use indicatif::{ProgressBar, ProgressStyle};
+use semisep_models::blueprints;
 
 use super::model::Dtype;
 use super::{Outcome, architecture, print};
 use crate::bench::{BenchOptions, BenchReport, Machine, Subject, measure, table};
 use crate::load::{LoadOptions, load};
 use crate::{Error, Result, files};
-
-/// The built-in suite: four architectures of the same number of parameters.
-const SUITE: [&str; 4] = ["mamba-small", "mamba2-small", "mamba2-hybrid-small", "transformer-small"];
 
 /// Longest context that may be asked for.
 const MAX_LENGTH: usize = 1 << 24;
@@ -60,7 +58,7 @@ fn seconds(text: &str) -> Result<f64, String> {
 impl Args {
     pub(super) fn run(&self) -> Result<Outcome> {
         let words: Vec<&str> = match self.subjects.is_empty() {
-            true => SUITE.to_vec(),
+            true => blueprints::SUITE.to_vec(),
             false => self.subjects.iter().map(String::as_str).collect(),
         };
         // Every mistake in a blueprint comes before the first measurement.
