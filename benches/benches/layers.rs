@@ -47,7 +47,7 @@ fn layers(c: &mut Criterion) {
         let token = randn(3, &[1, D]).unwrap();
         group.throughput(Throughput::Elements(1));
         group.bench_function("step after 1024", |b| {
-            b.iter(|| black_box(mixer.step(&token, &mut state).unwrap()))
+            b.iter(|| black_box(mixer.step(&token, &mut Context::with_state(&mut state)).unwrap()))
         });
         group.finish();
     }

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use candle_core::{DType, Result, Tensor};
-use semisep_core::{Context, Cost, Mixer, Norm, NormConfig, State, VarBuilder};
+use semisep_core::{Context, Cost, Mixer, Norm, NormConfig, Shared, State, VarBuilder};
 
 use crate::normal::{Branch, Layer, Merge, Stage};
 
@@ -68,11 +68,12 @@ impl Stack {
         mut states: Option<&mut [State]>,
         cu_seqlens: Option<&[usize]>,
     ) -> Result<Tensor> {
-        let mut next = 0;
+        let (mut next, mut shared) = (0, Shared::default());
+        shared.set(Shared::EMBEDDING, x.to_dtype(dtype)?);
         self.run(x, dtype, &mut |mixer, x| {
             let state = states.as_deref_mut().and_then(|s| s.get_mut(next));
             next += 1;
-            mixer.forward(x, &mut Context { state, cu_seqlens })
+            mixer.forward(x, &mut Context { state, cu_seqlens, shared: Some(&mut shared) })
         })
     }
 
@@ -81,9 +82,11 @@ impl Stack {
     /// # Errors
     /// If a layer fails; the error names it.
     pub fn step(&self, x: Tensor, dtype: DType, states: &mut [State]) -> Result<Tensor> {
-        let mut states = states.iter_mut();
+        let (mut states, mut shared) = (states.iter_mut(), Shared::default());
+        shared.set(Shared::EMBEDDING, x.to_dtype(dtype)?);
         self.run(x, dtype, &mut |mixer, x| match states.next() {
-            Some(state) => mixer.step(x, state),
+            Some(state) => mixer
+                .step(x, &mut Context { state: Some(state), cu_seqlens: None, shared: Some(&mut shared) }),
             None => candle_core::bail!("the state has too few layers: it belongs to another model"),
         })
     }

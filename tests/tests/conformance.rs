@@ -1,56 +1,23 @@
-//! Every mixer keeps the contract of `semisep_core::Mixer`. A new mixer is one more line in `cases`.
+//! Every mixer keeps the contract of `semisep_core::Mixer`. A new family is one more file of cases and a line here.
 
+mod conformance_cases;
 mod conformance_checks;
 
 use conformance_checks as check;
-use semisep_attention::{AttentionConfig, QkNorm};
-use semisep_core::{MixerConfig, MlpConfig, RotaryConfig};
-use semisep_mamba1::{Mamba1Config, ParameterNorms};
-use semisep_mamba2::Mamba2Config;
+use semisep_core::MixerConfig;
 use semisep_models::Registry;
 
 /// Width of every case.
 const D: usize = 16;
 
-fn cases() -> Vec<(&'static str, Box<dyn MixerConfig>)> {
-    let mamba1 = Mamba1Config { d_state: 4, ..Default::default() };
-    let mamba2 = Mamba2Config { d_state: 8, headdim: 8, chunk_size: 8, dt_max: 0.5, ..Default::default() };
-    let attention = AttentionConfig { head_dim: Some(8), ..AttentionConfig::new(2) };
-    let rope = |dim, interleaved| Some(RotaryConfig { dim, theta: 100.0, interleaved });
-    let mut cases: Vec<(&str, Box<dyn MixerConfig>)> = Vec::new();
-    let mut add = |name, config: Box<dyn MixerConfig>| cases.push((name, config));
-    add("mamba1", Box::new(mamba1.clone()));
-    let norms = |weighted| Some(ParameterNorms { eps: 1e-6, weighted });
-    add("mamba1 jamba", Box::new(Mamba1Config { norms: norms(true), bias: true, ..mamba1.clone() }));
-    add("mamba1 falcon", Box::new(Mamba1Config { norms: norms(false), conv_bias: false, ..mamba1 }));
-    add("mamba2", Box::new(mamba2.clone()));
-    add("mamba2 groups", Box::new(Mamba2Config { ngroups: 2, d_has_hdim: true, ..mamba2.clone() }));
-    add("mamba2 norm first", Box::new(Mamba2Config { norm_before_gate: true, bias: true, ..mamba2.clone() }));
-    add("mamba2 d_ssm", Box::new(Mamba2Config { d_ssm: Some(24), rmsnorm: false, ..mamba2.clone() }));
-    add("mamba2 limit", Box::new(Mamba2Config { dt_limit: Some((0.01, Some(0.2))), d_conv: 2, ..mamba2 }));
-    add("attention", Box::new(attention.clone()));
-    add(
-        "attention hybrid",
-        Box::new(AttentionConfig { d_conv: 4, rope: rope(Some(4), false), ..attention.clone() }),
-    );
-    add(
-        "attention grouped",
-        Box::new(AttentionConfig {
-            n_heads: 4,
-            n_kv_heads: Some(2),
-            qkv_bias: true,
-            out_bias: true,
-            qk_norm: Some(QkNorm { eps: 1e-6 }),
-            rope: rope(None, true),
-            ..attention.clone()
-        }),
-    );
-    add(
-        "attention window",
-        Box::new(AttentionConfig { window: Some(5), softcap: Some(2.0), scale: Some(0.5), ..attention }),
-    );
-    add("mlp", Box::new(MlpConfig { d_intermediate: Some(20), ..Default::default() }));
-    add("mlp plain", Box::new(MlpConfig { gated: false, bias: true, ..Default::default() }));
+/// Name and configuration.
+type Case = (&'static str, Box<dyn MixerConfig>);
+
+fn cases() -> Vec<Case> {
+    let mut cases = Vec::new();
+    cases.extend(conformance_cases::attention::cases());
+    cases.extend(conformance_cases::mamba::cases());
+    cases.extend(conformance_cases::mlp::cases());
     cases
 }
 

@@ -172,7 +172,8 @@ impl Mixer for Attention {
         Ok(out)
     }
 
-    fn step(&self, u: &Tensor, state: &mut State) -> Result<Tensor> {
+    fn step(&self, u: &Tensor, ctx: &mut Context<'_>) -> Result<Tensor> {
+        let state = ctx.state_mut()?;
         let (b, _) = u.dims2()?;
         state.check(KIND, b)?;
         let mut qkv = self.in_proj.forward(u)?;

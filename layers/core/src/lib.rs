@@ -21,7 +21,7 @@ pub use config::{Issue, MAX_WIDTH, MixerConfig, divides, in_range};
 pub use cost::Cost;
 pub use init::{Init, Rng};
 pub use linear::{Activation, Linear};
-pub use mixer::{Context, Mixer, Mixing};
+pub use mixer::{Context, Mixer, Mixing, Shared};
 pub use mixing::{lower_triangle, segment_sums, softplus};
 pub use mlp::{Mlp, MlpConfig};
 pub use norm::{GatedRmsNorm, Norm, NormConfig, NormKind};

@@ -1,8 +1,30 @@
 //! The one contract of everything that maps (b, l, d) to (b, l, d).
 
-use candle_core::{Result, Tensor};
+use std::collections::BTreeMap;
+
+use candle_core::{Result, Tensor, bail};
 
 use crate::{Cost, ParameterGroup, State};
+
+/// What layers hand to later ones within one pass over a stack: (b, l, ·), or (b, ·) in a step. RWKV-7's value residual
+/// and layers that read the embedding again live on it.
+#[derive(Debug, Default, Clone)]
+pub struct Shared(BTreeMap<&'static str, Tensor>);
+
+impl Shared {
+    /// Under this name every layer of a stack finds the residual stream as it entered the stack.
+    pub const EMBEDDING: &'static str = "embedding";
+
+    /// What an earlier layer left under this name.
+    pub fn get(&self, name: &str) -> Option<&Tensor> {
+        self.0.get(name)
+    }
+
+    /// Leaves a tensor for later layers.
+    pub fn set(&mut self, name: &'static str, tensor: Tensor) {
+        self.0.insert(name, tensor);
+    }
+}
 
 /// What a forward pass may know besides its input.
 #[derive(Debug, Default)]
@@ -12,17 +34,48 @@ pub struct Context<'a> {
     /// Boundaries of the sequences packed into a batch of one: `[0, l_0, l_0 + l_1, ..., l]`. States then have one row
     /// a sequence, and reset at the boundaries.
     pub cu_seqlens: Option<&'a [usize]>,
+    /// What earlier layers left, and where this one leaves something; `None` for a layer that stands alone.
+    pub shared: Option<&'a mut Shared>,
 }
 
 impl<'a> Context<'a> {
     /// Continues from `state`.
     pub fn with_state(state: &'a mut State) -> Self {
-        Self { state: Some(state), cu_seqlens: None }
+        Self { state: Some(state), ..Self::default() }
     }
 
     /// Sequences packed into one row.
     pub fn packed(cu_seqlens: &'a [usize]) -> Self {
-        Self { state: None, cu_seqlens: Some(cu_seqlens) }
+        Self { cu_seqlens: Some(cu_seqlens), ..Self::default() }
+    }
+
+    /// The state of a step.
+    ///
+    /// # Errors
+    /// If there is none: a step continues from somewhere.
+    pub fn state_mut(&mut self) -> Result<&mut State> {
+        match self.state.as_deref_mut() {
+            Some(state) => Ok(state),
+            None => bail!("a step needs a state: make one with `new_state`"),
+        }
+    }
+
+    /// What an earlier layer of this pass left under this name.
+    ///
+    /// # Errors
+    /// If no layer did.
+    pub fn received(&self, name: &str) -> Result<Tensor> {
+        match self.shared.as_ref().and_then(|s| s.get(name)) {
+            Some(tensor) => Ok(tensor.clone()),
+            None => bail!("no earlier layer leaves `{name}`: put one that does before this one"),
+        }
+    }
+
+    /// Leaves a tensor for later layers of this pass.
+    pub fn hand_on(&mut self, name: &'static str, tensor: &Tensor) {
+        if let Some(shared) = self.shared.as_deref_mut() {
+            shared.set(name, tensor.clone());
+        }
     }
 
     /// The entry `name` of the state to start from, if there is a state.
@@ -92,11 +145,16 @@ pub trait Mixer: Send + Sync {
     /// If shapes disagree, or the state belongs to another layer or batch size; the state is then unchanged.
     fn forward(&self, x: &Tensor, ctx: &mut Context<'_>) -> Result<Tensor>;
 
-    /// One token a row, constant work for recurrent layers, the state updated in place: (b, d) -> (b, d).
+    /// One token a row, constant work for recurrent layers, the context's state updated in place: (b, d) -> (b, d).
     ///
     /// # Errors
-    /// As for [`Mixer::forward`].
-    fn step(&self, x: &Tensor, state: &mut State) -> Result<Tensor>;
+    /// As for [`Mixer::forward`], and if the context has no state.
+    fn step(&self, x: &Tensor, ctx: &mut Context<'_>) -> Result<Tensor>;
+
+    /// What it needs from earlier layers through [`Context::shared`]: names and widths.
+    fn receives(&self) -> Vec<(&'static str, usize)> {
+        Vec::new()
+    }
 
     /// The state before the first token, for `batch` sequences.
     ///

@@ -131,7 +131,8 @@ impl Mixer for Mlp {
         Ok(y)
     }
 
-    fn step(&self, x: &Tensor, state: &mut State) -> Result<Tensor> {
+    fn step(&self, x: &Tensor, ctx: &mut Context<'_>) -> Result<Tensor> {
+        let state = ctx.state_mut()?;
         let b = x.dims2()?.0;
         state.check("mlp", b)?;
         let y = self.apply(x)?;

@@ -197,7 +197,8 @@ impl Mixer for Mamba2 {
         Ok(out)
     }
 
-    fn step(&self, u: &Tensor, state: &mut State) -> Result<Tensor> {
+    fn step(&self, u: &Tensor, ctx: &mut Context<'_>) -> Result<Tensor> {
+        let state = ctx.state_mut()?;
         let (b, _) = u.dims2()?;
         state.check(KIND, b)?;
         let projection = self.project(u)?;

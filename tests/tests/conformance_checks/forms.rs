@@ -6,7 +6,7 @@ use candle_core::{DType, Device, IndexOp, Result, Tensor};
 use semisep_core::{Context, MixerConfig, State, VarBuilder};
 use semisep_tests::{assert_close, randn, relative_rms};
 
-use super::{Spread, assert_same_state, build, continued, forward};
+use super::{Spread, assert_same_state, build, build_from, continued, forward, stepped};
 
 const L: usize = 23;
 
@@ -17,13 +17,14 @@ pub(crate) fn steps(config: &dyn MixerConfig, d: usize) -> Result<()> {
     for (dtype, tolerance) in LADDER {
         let mixer = build(config, d, dtype)?;
         let x = randn(1, &[2, L, d], dtype)?;
-        let (mut parallel, mut stepped) = (mixer.new_state(2)?, mixer.new_state(2)?);
+        let (mut parallel, mut single) = (mixer.new_state(2)?, mixer.new_state(2)?);
         let want = continued(&*mixer, &x, &mut parallel)?;
         assert_close("with and without a state", &forward(&*mixer, &x)?, &want, tolerance);
-        let steps: Vec<Tensor> =
-            (0..L).map(|t| mixer.step(&x.i((.., t))?.contiguous()?, &mut stepped)).collect::<Result<_>>()?;
+        let steps: Vec<Tensor> = (0..L)
+            .map(|t| stepped(&*mixer, &x.i((.., t))?.contiguous()?, &mut single))
+            .collect::<Result<_>>()?;
         assert_close("steps", &Tensor::stack(&steps, 1)?, &want, tolerance);
-        assert_same_state("steps", &stepped, &parallel, tolerance)?;
+        assert_same_state("steps", &single, &parallel, tolerance)?;
     }
     Ok(())
 }
@@ -49,7 +50,7 @@ pub(crate) fn chunks(config: &dyn MixerConfig, d: usize) -> Result<()> {
         let mut state = mixer.new_state(2)?;
         continued(&*mixer, &x.narrow(1, 0, 9)?, &mut state)?;
         for t in 9..L {
-            let y = mixer.step(&x.i((.., t))?.contiguous()?, &mut state)?;
+            let y = stepped(&*mixer, &x.i((.., t))?.contiguous()?, &mut state)?;
             assert_close(&format!("step {t} after a chunk"), &y, &want.i((.., t))?, 10.0 * tolerance);
         }
     }
@@ -65,9 +66,11 @@ pub(crate) fn packed(config: &dyn MixerConfig, d: usize) -> Result<()> {
     let (first, second) = ([0, 7, 8, 8, 20], [0, 2, 5, 6, 6]);
     let plain = mixer.forward(&x, &mut Context::packed(&first))?;
     let mut state = mixer.new_state(4)?;
-    let y = mixer.forward(&x, &mut Context { state: Some(&mut state), cu_seqlens: Some(&first) })?;
+    let y = mixer
+        .forward(&x, &mut Context { state: Some(&mut state), cu_seqlens: Some(&first), shared: None })?;
     assert_close("packed with and without a state", &plain, &y, tolerance);
-    let y2 = mixer.forward(&more, &mut Context { state: Some(&mut state), cu_seqlens: Some(&second) })?;
+    let y2 = mixer
+        .forward(&more, &mut Context { state: Some(&mut state), cu_seqlens: Some(&second), shared: None })?;
     let mut alone: Vec<State> = Vec::new();
     for i in 0..lengths.len() {
         let mut own = mixer.new_state(1)?;
@@ -89,9 +92,9 @@ pub(crate) fn packed(config: &dyn MixerConfig, d: usize) -> Result<()> {
     assert_eq!(state.seen(), seen);
     // Ragged rows step on together as they would alone.
     let next = randn(5, &[4, d], dtype)?;
-    let y = mixer.step(&next, &mut state)?;
+    let y = stepped(&*mixer, &next, &mut state)?;
     for (i, own) in alone.iter_mut().enumerate() {
-        let want = mixer.step(&next.narrow(0, i, 1)?, own)?;
+        let want = stepped(&*mixer, &next.narrow(0, i, 1)?, own)?;
         assert_close(&format!("step of sequence {i}"), &y.narrow(0, i, 1)?, &want, tolerance);
     }
     Ok(())
@@ -128,8 +131,8 @@ pub(crate) fn causal(config: &dyn MixerConfig, d: usize) -> Result<()> {
 pub(crate) fn precisions(config: &dyn MixerConfig, d: usize) -> Result<()> {
     for rounded in [DType::BF16, DType::F16] {
         let source = Arc::new(Spread { rounded: Some(rounded) });
-        let exact = config.build(d, VarBuilder::new(source.clone(), DType::F64, Device::Cpu))?;
-        let small = config.build(d, VarBuilder::new(source, rounded, Device::Cpu))?;
+        let exact = build_from(config, d, VarBuilder::new(source.clone(), DType::F64, Device::Cpu))?;
+        let small = build_from(config, d, VarBuilder::new(source, rounded, Device::Cpu))?;
         let x = randn(9, &[2, L, d], rounded)?;
         let want = forward(&*exact, &x.to_dtype(DType::F64)?)?;
         // Half-precision weights with f32 activations, as on the CPU, and with half-precision activations.

@@ -15,7 +15,7 @@ type Trainable = (Box<dyn Mixer>, Vec<(String, Var)>);
 /// Variables of every parameter, moved off their symmetric initial values.
 fn trainable(config: &dyn MixerConfig, d: usize) -> Result<Trainable> {
     let source = Arc::new(Variables::new(3));
-    let mixer = config.build(d, VarBuilder::new(source.clone(), DType::F64, Device::Cpu))?;
+    let mixer = super::build_from(config, d, VarBuilder::new(source.clone(), DType::F64, Device::Cpu))?;
     let vars: Vec<(String, Var)> = source.all().into_iter().collect();
     for (i, (_, var)) in vars.iter().enumerate() {
         let noise = randn(100 + i as u64, var.dims(), DType::F64)?;

@@ -1,5 +1,6 @@
 //! The checks: each takes any mixer's configuration and a width.
 
+mod fed;
 mod forms;
 mod gradients;
 mod states;
@@ -39,11 +40,21 @@ impl Source for Spread {
 }
 
 fn build(config: &dyn MixerConfig, d: usize, dtype: DType) -> Result<Box<dyn Mixer>> {
-    config.build(d, VarBuilder::new(Arc::new(Spread { rounded: None }), dtype, Device::Cpu))
+    build_from(config, d, VarBuilder::new(Arc::new(Spread { rounded: None }), dtype, Device::Cpu))
 }
 
 fn forward(mixer: &dyn Mixer, x: &Tensor) -> Result<Tensor> {
     mixer.forward(x, &mut Context::default())
+}
+
+/// The layer, fed with whatever it needs from earlier layers.
+fn build_from(config: &dyn MixerConfig, d: usize, vb: VarBuilder) -> Result<Box<dyn Mixer>> {
+    Ok(Box::new(fed::Fed(config.build(d, vb)?)))
+}
+
+/// One token a row.
+fn stepped(mixer: &dyn Mixer, x: &Tensor, state: &mut State) -> Result<Tensor> {
+    mixer.step(x, &mut Context::with_state(state))
 }
 
 /// Forward from `state` on.

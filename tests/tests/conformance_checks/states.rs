@@ -4,7 +4,7 @@ use candle_core::{DType, Result};
 use semisep_core::{Context, MixerConfig, State, VarBuilder};
 use semisep_tests::{assert_close, randn};
 
-use super::{assert_same_state, build, continued};
+use super::{assert_same_state, build, continued, stepped};
 
 pub(crate) fn states(config: &dyn MixerConfig, d: usize) -> Result<()> {
     let mixer = build(config, d, DType::F32)?;
@@ -15,10 +15,10 @@ pub(crate) fn states(config: &dyn MixerConfig, d: usize) -> Result<()> {
     loaded.load(state.tensors()?)?;
     assert_same_state("loaded", &loaded, &state, 0.0)?;
     // The original goes another way; fork and file do not notice.
-    mixer.step(&randn(2, &[2, d], DType::F32)?, &mut state)?;
-    mixer.step(&randn(3, &[2, d], DType::F32)?, &mut state)?;
+    stepped(&*mixer, &randn(2, &[2, d], DType::F32)?, &mut state)?;
+    stepped(&*mixer, &randn(3, &[2, d], DType::F32)?, &mut state)?;
     let next = randn(4, &[2, d], DType::F32)?;
-    let (a, b) = (mixer.step(&next, &mut fork)?, mixer.step(&next, &mut loaded)?);
+    let (a, b) = (stepped(&*mixer, &next, &mut fork)?, stepped(&*mixer, &next, &mut loaded)?);
     assert_close("fork and loaded state", &a, &b, 0.0);
     assert_same_state("fork and loaded state", &fork, &loaded, 0.0)
 }
@@ -30,7 +30,7 @@ pub(crate) fn foreign_states(config: &dyn MixerConfig, d: usize) -> Result<()> {
     let mut stranger = State::new("stranger", 2);
     let mut small = mixer.new_state(1)?;
     for state in [&mut stranger, &mut small] {
-        assert!(mixer.step(&token, state).is_err());
+        assert!(stepped(&*mixer, &token, state).is_err());
         assert!(continued(&*mixer, &x, state).is_err());
         assert!(state.seen().iter().all(|&s| s == 0));
     }
@@ -40,7 +40,7 @@ pub(crate) fn foreign_states(config: &dyn MixerConfig, d: usize) -> Result<()> {
     let before = state.fork()?;
     let wide = randn(3, &[2, 3, d + 1], DType::F32)?;
     assert!(mixer.forward(&wide, &mut Context::with_state(&mut state)).is_err());
-    assert!(mixer.step(&randn(4, &[2, d + 1], DType::F32)?, &mut state).is_err());
+    assert!(stepped(&*mixer, &randn(4, &[2, d + 1], DType::F32)?, &mut state).is_err());
     assert_same_state("after errors", &state, &before, 0.0)
 }
 

@@ -1,0 +1,13 @@
+//! Multilayer perceptrons.
+
+use semisep_core::{MixerConfig, MlpConfig};
+
+use crate::Case;
+
+pub(crate) fn cases() -> Vec<Case> {
+    let mut cases: Vec<Case> = Vec::new();
+    let mut add = |name, config: Box<dyn MixerConfig>| cases.push((name, config));
+    add("mlp", Box::new(MlpConfig { d_intermediate: Some(20), ..Default::default() }));
+    add("mlp plain", Box::new(MlpConfig { gated: false, bias: true, ..Default::default() }));
+    cases
+}
