@@ -1,8 +1,11 @@
 //! What the workspace's tests share: seeded data, distances, and the folder of golden checkpoints.
 
+mod case;
+
 use std::path::PathBuf;
 
 use candle_core::{DType, Device, Result, Tensor};
+pub use case::{Case, CaseParameters, cases};
 use semisep_core::Rng;
 
 /// Standard normal values, the same for the same seed and shape.

@@ -1,0 +1,1 @@
+//! The DeltaNet and gated DeltaNet layers.

@@ -1,0 +1,1 @@
+//! The gated linear attention and linear attention layers.

@@ -1,0 +1,1 @@
+//! The RG-LRU recurrent block.

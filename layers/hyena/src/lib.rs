@@ -1,0 +1,1 @@
+//! The Hyena and StripedHyena layers.

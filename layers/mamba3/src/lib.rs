@@ -1,0 +1,1 @@
+//! The mamba3 layer.

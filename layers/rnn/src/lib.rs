@@ -1,0 +1,1 @@
+//! The LSTM, GRU and minimal recurrent layers.

@@ -1,0 +1,1 @@
+//! The S4 and S4D layers.

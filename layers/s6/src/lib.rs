@@ -1,0 +1,1 @@
+//! The selective scan without gate, as a layer.
