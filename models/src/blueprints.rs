@@ -7,23 +7,23 @@ const SHIPPED: &[(&str, &str)] = &[
     ("mamba-2.8b", include_str!("../../blueprints/mamba-2.8b.toml")),
     ("mamba-370m", include_str!("../../blueprints/mamba-370m.toml")),
     ("mamba-790m", include_str!("../../blueprints/mamba-790m.toml")),
-    ("mamba-small", include_str!("../../blueprints/mamba-small.toml")),
+    ("mamba1", include_str!("../../blueprints/mamba1.toml")),
+    ("mamba2", include_str!("../../blueprints/mamba2.toml")),
     ("mamba2-1.3b", include_str!("../../blueprints/mamba2-1.3b.toml")),
     ("mamba2-130m", include_str!("../../blueprints/mamba2-130m.toml")),
     ("mamba2-2.7b", include_str!("../../blueprints/mamba2-2.7b.toml")),
     ("mamba2-370m", include_str!("../../blueprints/mamba2-370m.toml")),
     ("mamba2-780m", include_str!("../../blueprints/mamba2-780m.toml")),
+    ("mamba2-hybrid", include_str!("../../blueprints/mamba2-hybrid.toml")),
     ("mamba2-hybrid-mlp-2.7b", include_str!("../../blueprints/mamba2-hybrid-mlp-2.7b.toml")),
-    ("mamba2-hybrid-small", include_str!("../../blueprints/mamba2-hybrid-small.toml")),
-    ("mamba2-small", include_str!("../../blueprints/mamba2-small.toml")),
     ("mamba2attn-2.7b", include_str!("../../blueprints/mamba2attn-2.7b.toml")),
-    ("transformer-small", include_str!("../../blueprints/transformer-small.toml")),
+    ("transformer", include_str!("../../blueprints/transformer.toml")),
     ("transformerpp-130m", include_str!("../../blueprints/transformerpp-130m.toml")),
     ("transformerpp-2.7b", include_str!("../../blueprints/transformerpp-2.7b.toml")),
 ];
 
 /// The four small models of equal size that are compared with each other by default.
-pub const SUITE: [&str; 4] = ["mamba-small", "mamba2-small", "mamba2-hybrid-small", "transformer-small"];
+pub const SUITE: [&str; 4] = ["mamba1", "mamba2", "mamba2-hybrid", "transformer"];
 
 /// The names of all shipped blueprints, sorted.
 pub fn names() -> impl Iterator<Item = &'static str> {

@@ -84,7 +84,7 @@ fn describe_folds_equal_layers() {
 
 #[test]
 fn describe_as_json_adds_up() {
-    let out = semisep(&["describe", &shipped("mamba2-hybrid-small"), "--json", "--dtype", "f32"]);
+    let out = semisep(&["describe", &shipped("mamba2-hybrid"), "--json", "--dtype", "f32"]);
     let json: serde_json::Value = serde_json::from_slice(&out.stdout).unwrap();
     let layers = json["layers"].as_array().unwrap();
     assert_eq!(layers.len(), 8);
