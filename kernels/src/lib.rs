@@ -14,6 +14,7 @@ pub mod attention;
 pub mod causal_conv1d;
 mod check;
 pub mod cuda;
+pub mod decay_scan;
 mod gate;
 mod host;
 mod inplace;
@@ -33,6 +34,7 @@ pub use attention::{Attention, attention};
 pub use causal_conv1d::{
     CausalConv1d, CausalConv1dGrads, causal_conv1d, causal_conv1d_backward, causal_conv1d_update,
 };
+pub use decay_scan::{DecayScan, DecayStateUpdate, decay_scan, decay_state_update};
 pub use gate::{Activation, activation, gated_activation};
 pub use host::state_dtype;
 pub use linear::linear;
