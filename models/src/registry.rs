@@ -10,7 +10,6 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::sync::Arc;
 
 use schemars::{JsonSchema, Schema, SchemaGenerator};
 use semisep_attention::AttentionConfig;
@@ -24,7 +23,7 @@ use toml::de::ValueDeserializer;
 use crate::blueprint::{is_name, reserved_keys};
 
 /// Reads one kind of mixer from a table of a blueprint.
-type Read = for<'a> fn(ValueDeserializer<'a>) -> Result<Arc<dyn MixerConfig>, toml::de::Error>;
+type Read = for<'a> fn(ValueDeserializer<'a>) -> Result<Box<dyn MixerConfig>, toml::de::Error>;
 
 #[derive(Clone)]
 pub(crate) struct Kind {
@@ -121,11 +120,11 @@ impl fmt::Debug for Registry {
     }
 }
 
-fn read<C>(table: ValueDeserializer<'_>) -> Result<Arc<dyn MixerConfig>, toml::de::Error>
+fn read<C>(table: ValueDeserializer<'_>) -> Result<Box<dyn MixerConfig>, toml::de::Error>
 where
     C: MixerConfig + DeserializeOwned + 'static,
 {
-    Ok(Arc::new(C::deserialize(table)?))
+    Ok(Box::new(C::deserialize(table)?))
 }
 
 /// The keys of the object that a schema describes.

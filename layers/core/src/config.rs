@@ -4,7 +4,8 @@ use std::fmt::Debug;
 
 use candle_core::Result;
 
-use crate::{Mixer, VarBuilder};
+use crate::banks::Banks;
+use crate::{Mixer, Nested, VarBuilder};
 
 /// Largest width, count or length that a configuration may name: sizes are bounded before anything is allocated.
 pub const MAX_WIDTH: usize = 1 << 24;
@@ -49,6 +50,24 @@ pub trait MixerConfig: Debug + Send + Sync {
     /// # Errors
     /// If a parameter is missing or has another shape.
     fn build(&self, d_model: usize, vb: VarBuilder) -> Result<Box<dyn Mixer>>;
+
+    /// Builds it with several outputs a token: forward gives (b, l, banks, d), step (b, banks, d). Layers that take their
+    /// summaries of the past from any mixer (the Block-State Transformer) ask for it.
+    ///
+    /// By default the banks are independent copies. A state-space layer overrides this with one state that all banks
+    /// read, each through a readout of its own.
+    ///
+    /// # Errors
+    /// If a parameter is missing or has another shape.
+    fn build_banks(&self, d_model: usize, banks: usize, vb: VarBuilder) -> Result<Box<dyn Mixer>> {
+        Ok(Box::new(Banks::new(self, d_model, banks, &vb)?))
+    }
+
+    /// The mixers inside this configuration by their keys, to be filled in by the reader. [`MixerConfig::check`] checks
+    /// them, too ([`Nested::check`]).
+    fn nested(&mut self) -> Vec<(&'static str, &mut Nested)> {
+        Vec::new()
+    }
 
     /// The configuration as JSON, for blueprints written from checkpoints and for state files' hashes.
     fn to_json(&self) -> serde_json::Value;

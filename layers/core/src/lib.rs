@@ -4,6 +4,7 @@
 //! Letters in shape comments, everywhere: b batch, l length, d model width, e inner width, h heads, p head dimension,
 //! n state, g groups, k convolution taps, r low rank of dt.
 
+mod banks;
 mod config;
 mod cost;
 mod init;
@@ -11,6 +12,7 @@ mod linear;
 mod mixer;
 mod mixing;
 mod mlp;
+mod nested;
 mod norm;
 mod parameters;
 mod rotary;
@@ -24,6 +26,7 @@ pub use linear::{Activation, Linear};
 pub use mixer::{Context, Mixer, Mixing, Shared};
 pub use mixing::{lower_triangle, segment_sums, softplus};
 pub use mlp::{Mlp, MlpConfig};
+pub use nested::Nested;
 pub use norm::{GatedRmsNorm, Norm, NormConfig, NormKind};
 pub use parameters::{ParameterGroup, Seeded, Shapes, Source, VarBuilder, Variables};
 pub use rotary::{Rotary, RotaryConfig};

@@ -32,12 +32,13 @@ pub struct State {
     layer: &'static str,
     seen: Vec<usize>,
     entries: Vec<Entry>,
+    children: Vec<(String, State)>,
 }
 
 impl State {
     /// An empty state of `batch` sequences for a layer of this kind.
     pub fn new(layer: &'static str, batch: usize) -> Self {
-        Self { layer, seen: vec![0; batch], entries: Vec::new() }
+        Self { layer, seen: vec![0; batch], entries: Vec::new(), children: Vec::new() }
     }
 
     /// Adds an entry of zeros, `shape` including the batch. A cache starts with the capacity in `shape`.
@@ -55,6 +56,25 @@ impl State {
         let tensor = Tensor::zeros(shape, dtype, device)?;
         self.entries.push(Entry { name, kind, tensor });
         Ok(self)
+    }
+
+    /// Adds the state of a mixer inside this layer; its entries are called `name.entry` here. The mixer itself updates
+    /// it, and counts its tokens.
+    pub fn with_child(mut self, name: &str, state: State) -> Self {
+        self.children.push((name.to_owned(), state));
+        self
+    }
+
+    /// The state of the mixer of this name inside this layer.
+    ///
+    /// # Errors
+    /// If there is none.
+    pub fn child_mut(&mut self, name: &str) -> Result<&mut State> {
+        let layer = self.layer;
+        match self.children.iter_mut().find(|(n, _)| n == name) {
+            Some((_, state)) => Ok(state),
+            None => bail!("{layer}: the state has no part named {name}"),
+        }
     }
 
     /// Number of sequences.
@@ -93,6 +113,11 @@ impl State {
     /// # Errors
     /// If there is none.
     pub fn get(&self, name: &str) -> Result<&Tensor> {
+        if let Some((child, entry)) = name.split_once('.')
+            && let Some((_, state)) = self.children.iter().find(|(n, _)| n == child)
+        {
+            return state.get(entry);
+        }
         match self.entries.iter().find(|e| e.name == name) {
             Some(entry) => Ok(&entry.tensor),
             None => bail!("{}: the state has no tensor named {name}", self.layer),
@@ -183,6 +208,9 @@ impl State {
         for entry in &mut fork.entries {
             entry.tensor = entry.tensor.copy()?;
         }
+        for (_, child) in &mut fork.children {
+            *child = child.fork()?;
+        }
         Ok(fork)
     }
 
@@ -191,6 +219,9 @@ impl State {
         let mut state = self.clone();
         for entry in &mut state.entries {
             entry.tensor = entry.tensor.detach();
+        }
+        for (_, child) in &mut state.children {
+            *child = child.detach();
         }
         state
     }
@@ -209,6 +240,11 @@ impl State {
                 self.seen
             );
         }
+        let mut children = self.children.clone();
+        for (_, child) in &mut children {
+            child.truncate(len)?;
+        }
+        self.children = children;
         for seen in &mut self.seen {
             *seen = len.min(*seen);
         }
@@ -217,7 +253,8 @@ impl State {
 
     /// Bytes held by this state after `seqlen` tokens a sequence: the allocated capacity of caches is not counted.
     pub fn size_bytes(&self, seqlen: usize) -> u64 {
-        self.entries.iter().map(|e| e.size_bytes(seqlen)).sum()
+        let own: u64 = self.entries.iter().map(|e| e.size_bytes(seqlen)).sum();
+        own + self.children.iter().map(|(_, child)| child.size_bytes(seqlen)).sum::<u64>()
     }
 
     /// Every tensor by name, caches cut to the longest row, with `seen` (b, u32) beside them: what a state file holds.
@@ -234,6 +271,11 @@ impl State {
             };
             all.insert(entry.name.to_string(), tensor.contiguous()?);
         }
+        for (name, child) in &self.children {
+            let mut tensors = child.tensors()?;
+            tensors.remove("seen"); // the same as ours
+            all.extend(tensors.into_iter().map(|(entry, t)| (format!("{name}.{entry}"), t)));
+        }
         let seen: Vec<i64> = self.seen.iter().map(|&s| s as i64).collect();
         all.insert("seen".into(), Tensor::new(seen, &Device::Cpu)?);
         Ok(all)
@@ -247,11 +289,20 @@ impl State {
     pub fn load(&mut self, mut tensors: BTreeMap<String, Tensor>) -> Result<()> {
         let mut loaded = self.clone();
         let Some(seen) = tensors.remove("seen") else { bail!("{}: no tensor named seen", self.layer) };
-        let seen = seen.to_dtype(DType::I64)?.to_vec1::<i64>()?;
-        if seen.len() != self.batch() || seen.iter().any(|&s| s < 0) {
-            bail!("{}: seen has {} rows, expected {}", self.layer, seen.len(), self.batch());
+        let seen = seen.to_dtype(DType::I64)?;
+        let counts = seen.to_vec1::<i64>()?;
+        if counts.len() != self.batch() || counts.iter().any(|&s| s < 0) {
+            bail!("{}: seen has {} rows, expected {}", self.layer, counts.len(), self.batch());
         }
-        loaded.seen = seen.into_iter().map(|s| s as usize).collect();
+        loaded.seen = counts.into_iter().map(|s| s as usize).collect();
+        for (name, child) in &mut loaded.children {
+            let prefix = format!("{name}.");
+            let names: Vec<String> = tensors.keys().filter(|n| n.starts_with(&prefix)).cloned().collect();
+            let part = names.iter().filter_map(|n| Some((n[prefix.len()..].to_owned(), tensors.remove(n)?)));
+            let mut part: BTreeMap<String, Tensor> = part.collect();
+            part.insert("seen".into(), seen.clone());
+            child.load(part)?;
+        }
         let most = loaded.seen.iter().copied().max().unwrap_or(0);
         for entry in &mut loaded.entries {
             let Some(tensor) = tensors.remove(entry.name) else {
@@ -291,6 +342,8 @@ impl Entry {
 
 #[cfg(test)]
 mod tests {
+    use candle_core::IndexOp;
+
     use super::*;
 
     fn cache(batch: usize) -> Result<State> {
@@ -352,6 +405,32 @@ mod tests {
         let mut extra = saved;
         extra.insert("x".into(), tokens(1, 1));
         assert!(cache(2)?.load(extra).is_err());
+        Ok(())
+    }
+
+    #[test]
+    fn parts_go_where_the_whole_goes() -> Result<()> {
+        let whole = || Ok::<_, candle_core::Error>(cache(1)?.with_child("ssm", cache(1)?));
+        let mut state = whole()?;
+        for part in [false, true] {
+            let target = if part { state.child_mut("ssm")? } else { &mut state };
+            target.append("k", &tokens(1, 3), &[3])?;
+            target.advance(&[3]);
+        }
+        let fork = state.fork()?;
+        assert_eq!(state.size_bytes(3), 2 * cache(1)?.size_bytes(3));
+        assert!(state.tensors()?.keys().eq(["k", "seen", "ssm.k"]));
+        let mut loaded = whole()?;
+        loaded.load(state.tensors()?)?;
+        assert_eq!(loaded.child_mut("ssm")?.seen(), [3]);
+        state.truncate(1)?;
+        assert_eq!(state.child_mut("ssm")?.seen(), [1]);
+        state.child_mut("ssm")?.append("k", &tokens(1, 1).affine(0.0, 9.0)?, &[1])?;
+        assert_eq!(fork.get("ssm.k")?.i((0, 1, 0))?.to_scalar::<f32>()?, 2.0);
+        assert!(state.child_mut("other").is_err() && state.get("ssm.v").is_err());
+        let mut lacking = fork.tensors()?;
+        lacking.remove("ssm.k");
+        assert!(whole()?.load(lacking).is_err());
         Ok(())
     }
 

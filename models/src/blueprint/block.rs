@@ -1,6 +1,6 @@
 //! `[blocks.NAME]`: one mixer with the keys around it, or a composition of other blocks.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use semisep_core::MixerConfig;
@@ -16,6 +16,9 @@ use super::suggest::advice;
 use super::{is_name, is_path};
 use crate::Registry;
 use crate::normal::Merge;
+
+/// What is said of a block without a mixer.
+const BLOCK_FORMS: &str = "a block needs `mixer`, `parallel` or `series`";
 
 /// One block of the file, read but not yet composed.
 #[derive(Debug, Clone)]
@@ -147,24 +150,50 @@ impl Blocks<'_> {
         if let Some(keys) = &keys {
             check_branch(document, key, keys);
         }
-        let kind = self.kind(document, key, &mut table, default_kind)?;
-        let schema = self.registry.get(&kind)?;
-        let (parse, schema) = (schema.read, (schema.schema)(&mut Default::default()));
         let others: Vec<String> =
             keys_of::<BranchKeys>().into_iter().chain(["mixer".into()]).chain(around.to_vec()).collect();
-        let what = format!("mixer \"{kind}\"");
-        let expected = Expected { key, what: &what, schema: schema.as_value(), others: &others };
-        let section = read(document, &expected, table, parse);
-        let mixer = section.value?;
+        let kind = self.kind(document, key, &mut table, default_kind, BLOCK_FORMS)?;
+        let (mixer, doubtful) = self.mixer(document, key, &kind, table, &others)?;
         let issues = self.d_model.map(|d_model| mixer.check(d_model)).unwrap_or_default();
         for issue in issues {
             let root = issue.key.split(['.', '[']).next().unwrap_or_default();
-            if !section.doubtful.contains(root) {
+            if !doubtful.contains(root) {
                 let message = format!("`{}`: {}", issue.key, issue.message);
                 document.value(&format!("{key}.{}", issue.key), message, issue.help);
             }
         }
         Some(Branch { mixer, keys: keys? })
+    }
+
+    /// The configuration of a mixer, with the mixers inside it, and the keys in doubt; `others` are valid keys that are
+    /// not its own.
+    fn mixer<'d>(
+        &self,
+        document: &mut Document<'d>,
+        key: &str,
+        kind: &str,
+        table: Table<'d>,
+        others: &[String],
+    ) -> Option<(Arc<dyn MixerConfig>, BTreeSet<String>)> {
+        let known = self.registry.get(kind)?;
+        let schema = (known.schema)(&mut Default::default());
+        let what = format!("mixer \"{kind}\"");
+        let expected = Expected { key, what: &what, schema: schema.as_value(), others };
+        let inside = table.get_ref().clone();
+        let section = read(document, &expected, table, known.read);
+        let (mut mixer, mut doubtful) = (section.value?, section.doubtful);
+        for (name, nested) in mixer.nested() {
+            let Some(value) = inside.get(name) else { continue };
+            let DeValue::Table(table) = value.get_ref() else { return None };
+            let (key, mut table) = (format!("{key}.{name}"), Spanned::new(value.span(), table.clone()));
+            let kind = self.kind(document, &key, &mut table, None, "a nested mixer needs `mixer`")?;
+            let (inner, in_doubt) = self.mixer(document, &key, &kind, table, &["mixer".into()])?;
+            if !in_doubt.is_empty() {
+                doubtful.insert(name.into());
+            }
+            nested.resolve(inner);
+        }
+        Some((Arc::from(mixer), doubtful))
     }
 
     /// Takes `mixer` out of the table: the name of a registered kind.
@@ -174,12 +203,12 @@ impl Blocks<'_> {
         key: &str,
         table: &mut Table<'d>,
         default: Option<&str>,
+        missing: &str,
     ) -> Option<String> {
         let at = format!("{key}.mixer");
         let Some(value) = table.get_mut().remove("mixer") else {
             if default.is_none() {
-                let message = "a block needs `mixer`, `parallel` or `series`";
-                document.absent(key, message, advice("", self.registry.names()));
+                document.absent(key, missing, advice("", self.registry.names()));
             }
             return default.map(String::from);
         };

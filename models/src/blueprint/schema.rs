@@ -13,9 +13,11 @@ use crate::registry::properties;
 pub fn json_schema(registry: &Registry) -> Value {
     let mut generator = SchemaGenerator::default();
     let mut definitions = Map::new();
-    let (mut blocks, mut mlps) = (vec![], vec![]);
+    let (mut blocks, mut mlps, mut mixers) = (vec![], vec![], vec![]);
     for kind in registry.names() {
         let block = Table::of_kind(registry, kind, &mut generator);
+        definitions.insert(format!("mixer.{kind}"), block.clone().require("mixer").value());
+        mixers.push(reference(&format!("mixer.{kind}")));
         let mut mlp = block.clone().with::<BranchKeys>(&mut generator);
         let block = block.with::<BranchKeys>(&mut generator).with::<LayerKeys>(&mut generator).with_mlp();
         definitions.insert(format!("block.{kind}"), block.require("mixer").value());
@@ -33,6 +35,7 @@ pub fn json_schema(registry: &Registry) -> Value {
     definitions.insert("block.series".into(), series.value());
     blocks.extend([reference("block.parallel"), reference("block.series")]);
     definitions.insert("block".into(), json!({ "oneOf": blocks }));
+    definitions.insert("mixer".into(), json!({ "oneOf": mixers }));
     definitions.insert("mlp".into(), json!({ "oneOf": mlps }));
     let model = Table::of::<ModelConfig>(&mut generator).value();
     let stack = stack(&mut generator);
