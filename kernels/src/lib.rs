@@ -41,7 +41,10 @@ pub use linear::linear;
 pub use norm::{gated_rms_norm, layer_norm, rms_norm};
 pub use rotary::{RotaryLayout, rotary};
 pub use selective_scan::{SelectiveScan, SelectiveStateUpdate, selective_scan, selective_state_update};
-pub use ssd::{SsdChunkScan, SsdStateUpdate, ssd_chunk_scan, ssd_state_update};
+pub use ssd::{
+    ScalarDecayScan, ScalarDecayStateUpdate, SsdChunkScan, SsdStateUpdate, scalar_decay_scan,
+    scalar_decay_state_update, ssd_chunk_scan, ssd_state_update,
+};
 
 /// The definitions of the ops in plain tensor operations, differentiated by autograd: slow, and the oracle of the tests.
 pub mod naive {

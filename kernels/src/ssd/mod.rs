@@ -7,17 +7,22 @@
 //! ```
 //! As a matrix mixer, head by head: `Y = M X`, `M[t,s] = (C_tᵀ B_s) exp(A Σ_{s<r≤t} Δ_r) Δ_s` for `s ≤ t`: the product
 //! of a linear-attention matrix and a 1-semiseparable decay mask. Source: Dao and Gu 2024, "Transformers are SSMs",
-//! sections 3 and 6. With a constant decay it is retention, without decay linear attention.
+//! sections 3 and 6.
+//!
+//! [`scalar_decay_scan`] is the same machine with decays and input scales given independently of each other: simple
+//! gated linear attention; with a constant decay retention, without decay linear attention.
 
 mod args;
 mod backward;
 mod cpu;
 pub mod naive;
+mod scalar;
 mod step;
 mod views;
 
 pub use args::{SsdChunkScan, SsdStateUpdate};
 use candle_core::{DType, Result, Shape, Tensor, bail};
+pub use scalar::{ScalarDecayScan, ScalarDecayStateUpdate, scalar_decay_scan, scalar_decay_state_update};
 use views::StepRule;
 
 use crate::host::{self, state_dtype};
@@ -39,24 +44,33 @@ pub fn ssd_chunk_scan(args: &SsdChunkScan) -> Result<(Tensor, Tensor)> {
     let work = state_dtype(args.x.dtype());
     let inputs = views::prepare(args, work)?;
     let rule = StepRule { softplus: args.dt_softplus, clamp: args::clamp(args.dt_limit) };
-    let longest = dims.segments.iter().map(|s| s.len).max().unwrap_or(0);
-    let chunk = args.chunk_size.min(cpu::MAX_CHUNK).min(longest).max(1);
-    let node = Scan { dims, rule, chunk };
-    let (y, state) = match work {
-        DType::F64 => node.forward::<f64>(&inputs),
-        _ => node.forward::<f32>(&inputs),
-    }?;
-    Ok((y.to_dtype(args.x.dtype())?, state))
+    Scan::new(OP, dims, rule, args.chunk_size).run(&inputs, args.x.dtype())
 }
 
 /// The node of the autograd graph.
 struct Scan {
+    name: &'static str,
     dims: args::Dims,
     rule: StepRule,
     chunk: usize,
 }
 
 impl Scan {
+    fn new(name: &'static str, dims: args::Dims, rule: StepRule, chunk: usize) -> Self {
+        let longest = dims.segments.iter().map(|s| s.len).max().unwrap_or(0);
+        let chunk = chunk.min(cpu::MAX_CHUNK).min(longest).max(1);
+        Self { name, dims, rule, chunk }
+    }
+
+    /// Outputs in dtype `data`, and final states.
+    fn run(self, inputs: &[Option<Tensor>], data: DType) -> Result<(Tensor, Tensor)> {
+        let (y, state) = match state_dtype(data) {
+            DType::F64 => self.forward::<f64>(inputs),
+            _ => self.forward::<f32>(inputs),
+        }?;
+        Ok((y.to_dtype(data)?, state))
+    }
+
     fn forward<T: Real>(self, inputs: &[Option<Tensor>]) -> Result<(Tensor, Tensor)> {
         let dims = &self.dims;
         let (y, state) = views::with_views(inputs, 2, self.rule, |v| cpu::forward::<T>(v, dims, self.chunk))?;
@@ -74,7 +88,7 @@ impl Scan {
 
 impl tape::Backward for Scan {
     fn name(&self) -> &'static str {
-        OP
+        self.name
     }
 
     fn backward(
@@ -101,5 +115,5 @@ pub fn ssd_state_update(state: &Tensor, args: &SsdStateUpdate) -> Result<Tensor>
     let (x, b, h, p) = (args.x, dims.b, dims.h, dims.p);
     let rule = StepRule { softplus: args.dt_softplus, clamp: args::clamp(args.dt_limit) };
     let inputs = views::prepare_step(args, state_dtype(x.dtype()))?;
-    inplace::update(state, step::Step { dims, rule, inputs }, x.dtype(), (b, h, p))
+    inplace::update(state, step::Step { name: STEP, dims, rule, inputs }, x.dtype(), (b, h, p))
 }

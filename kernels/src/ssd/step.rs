@@ -2,7 +2,6 @@
 
 use candle_core::{Result, Tensor};
 
-use super::STEP;
 use super::args::Dims;
 use super::views::{INPUTS, StepRule, Views, with_views};
 use crate::host::{self, Disjoint};
@@ -14,6 +13,7 @@ const GRAIN: usize = 8192;
 
 /// One token, ready to run.
 pub(super) struct Step {
+    pub(super) name: &'static str,
     pub(super) dims: Dims,
     pub(super) rule: StepRule,
     /// In the order of the scan's inputs, without a state.
@@ -22,7 +22,7 @@ pub(super) struct Step {
 
 impl Update for Step {
     fn name(&self) -> &'static str {
-        STEP
+        self.name
     }
 
     fn inputs(&self) -> &[Option<Tensor>] {
@@ -68,8 +68,7 @@ impl<T: Real> pulp::WithSimd for Channels<'_, T> {
             let (row, head, c) = ((first + done) / (h * p), (first + done) / p % h, (first + done) % p);
             let len = (p - c).min(y.len() - done);
             let (state, y) = (&mut state[done * n..][..len * n], &mut y[done..done + len]);
-            let dt = v.step(v.raw_step(row, head));
-            let decay = Real::exp(dt * v.a[head]);
+            let (dt, decay) = v.factors(row, head);
             let group = head / (h / g) * n;
             let (b_map, c_map) = (&v.b.row(row)[group..group + n], &v.c.row(row)[group..group + n]);
             let columns = head * p + c..head * p + c + len;

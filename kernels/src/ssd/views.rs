@@ -7,8 +7,11 @@ use super::{OP, SsdChunkScan, SsdStateUpdate};
 use crate::host::{self, Disjoint, Rows};
 use crate::simd::{Real, vectorized};
 
-/// The scan's tensors in the order of the autograd graph: x, dt, a, b, c, d, dt_bias, z, initial state.
-pub(super) const INPUTS: usize = 9;
+/// The scan's tensors in the order of the autograd graph: x, dt, a, b, c, d, dt_bias, z, initial state, log decay.
+///
+/// Either the decays come of the step sizes and of a, or they are given, as their logarithms; then a is absent, and dt,
+/// which scales the inputs, may be.
+pub(super) const INPUTS: usize = 10;
 
 /// The arguments in the dtype of the arithmetic, as rows of tokens where they have tokens.
 pub(super) fn prepare(args: &SsdChunkScan, work: DType) -> Result<[Option<Tensor>; INPUTS]> {
@@ -23,6 +26,7 @@ pub(super) fn prepare(args: &SsdChunkScan, work: DType) -> Result<[Option<Tensor
         whole(args.dt_bias, work)?,
         args.z.map_or(Ok(None), rows)?,
         whole(args.initial_state, work)?,
+        None,
     ])
 }
 
@@ -39,15 +43,16 @@ pub(super) fn prepare_step(args: &SsdStateUpdate, work: DType) -> Result<[Option
         whole(args.dt_bias, work)?,
         args.z.map_or(Ok(None), rows)?,
         None,
+        None,
     ];
     Ok(inputs.map(|t| t.map(|t| t.detach())))
 }
 
-fn rows(t: &Tensor, lead: usize, work: DType) -> Result<Option<Tensor>> {
+pub(super) fn rows(t: &Tensor, lead: usize, work: DType) -> Result<Option<Tensor>> {
     host::in_rows(&t.to_dtype(work)?, lead).map(Some)
 }
 
-fn whole(t: Option<&Tensor>, work: DType) -> Result<Option<Tensor>> {
+pub(super) fn whole(t: Option<&Tensor>, work: DType) -> Result<Option<Tensor>> {
     t.map(|t| t.to_dtype(work)?.contiguous()).transpose()
 }
 
@@ -62,7 +67,9 @@ pub(super) struct StepRule {
 #[derive(Clone, Copy)]
 pub(super) struct Views<'a, T> {
     pub(super) x: Rows<'a, T>,
-    pub(super) dt: Rows<'a, T>,
+    /// Step sizes, or what scales the inputs; 1 if absent.
+    pub(super) dt: Option<Rows<'a, T>>,
+    /// Empty where the decays are given.
     pub(super) a: &'a [T],
     pub(super) b: Rows<'a, T>,
     pub(super) c: Rows<'a, T>,
@@ -71,6 +78,8 @@ pub(super) struct Views<'a, T> {
     pub(super) dt_bias: Option<&'a [T]>,
     pub(super) z: Option<Rows<'a, T>>,
     pub(super) state: Option<&'a [T]>,
+    /// Logarithms of the decays, where they do not come of the step sizes.
+    pub(super) log_decay: Option<Rows<'a, T>>,
     pub(super) rule: StepRule,
 }
 
@@ -86,19 +95,19 @@ pub(super) fn with_views<T: Real, R>(
         |k: usize| guards[k].as_ref().map(|(guard, layout)| Rows::<T>::new(guard, layout, lead)).transpose();
     let slice =
         |k: usize| guards[k].as_ref().map(|(guard, layout)| host::slice::<T>(guard, layout)).transpose();
-    let (Some(x), Some(dt), Some(a), Some(b), Some(c)) = (rows(0)?, rows(1)?, slice(2)?, rows(3)?, rows(4)?)
-    else {
-        bail!("{OP}: x, dt, a, b and c are needed");
+    let (Some(x), Some(b), Some(c)) = (rows(0)?, rows(3)?, rows(4)?) else {
+        bail!("{OP}: x, b and c are needed");
     };
+    let (dt, a, log_decay) = (rows(1)?, slice(2)?.unwrap_or_default(), rows(9)?);
     let (d, dt_bias, z, state) = (slice(5)?, slice(6)?, rows(7)?, slice(8)?);
-    Ok(f(&Views { x, dt, a, b, c, d, dt_bias, z, state, rule }))
+    Ok(f(&Views { x, dt, a, b, c, d, dt_bias, z, state, log_decay, rule }))
 }
 
 impl<T: Real> Views<'_, T> {
     /// `dt + bias` of one token and head.
     #[inline(always)]
     pub(super) fn raw_step(&self, t: usize, head: usize) -> T {
-        let raw = self.dt.row(t)[head];
+        let raw = self.dt.map_or(T::ONE, |dt| dt.row(t)[head]);
         self.dt_bias.map_or(raw, |bias| raw + bias[head])
     }
 
@@ -110,6 +119,17 @@ impl<T: Real> Views<'_, T> {
             Some((low, high)) => Real::min(Real::max(step, T::real(low)), T::real(high)),
             None => step,
         }
+    }
+
+    /// (Δ, decay) of one token and head.
+    #[inline(always)]
+    pub(super) fn factors(&self, t: usize, head: usize) -> (T, T) {
+        let dt = self.step(self.raw_step(t, head));
+        let log_decay = match &self.log_decay {
+            Some(given) => given.row(t)[head],
+            None => dt * self.a[head],
+        };
+        (dt, Real::exp(log_decay))
     }
 
     /// Derivative of [`Views::step`]; a step size at a limit passes its gradient, one beyond does not.
@@ -149,7 +169,7 @@ impl<T: Real> Views<'_, T> {
     }
 }
 
-/// Step sizes and decays `exp(Δ A)` of all tokens, (tokens, h).
+/// Step sizes and decays, `exp(Δ A)` or given, of all tokens, (tokens, h).
 pub(super) struct Steps<T> {
     pub(super) dt: Vec<T>,
     pub(super) decay: Vec<T>,
@@ -168,13 +188,20 @@ impl<T: Real> Steps<T> {
                     for t in first..last {
                         // SAFETY: each token belongs to one task.
                         let (dt, decay) = unsafe { (dts.slice(t * h, h), decays.slice(t * h, h)) };
-                        dt.copy_from_slice(v.dt.row(t));
+                        match &v.dt {
+                            Some(given) => dt.copy_from_slice(given.row(t)),
+                            None => dt.fill(T::ONE),
+                        }
                         if let Some(bias) = v.dt_bias {
                             dt.iter_mut().zip(bias).for_each(|(dt, &bias)| *dt += bias);
                         }
-                        for ((dt, decay), &a) in dt.iter_mut().zip(decay).zip(v.a) {
-                            *dt = v.step(*dt);
-                            *decay = Real::exp(*dt * a);
+                        dt.iter_mut().for_each(|dt| *dt = v.step(*dt));
+                        if let Some(given) = &v.log_decay {
+                            decay.iter_mut().zip(given.row(t)).for_each(|(d, &g)| *d = Real::exp(g));
+                        } else {
+                            for ((decay, &dt), &a) in decay.iter_mut().zip(&*dt).zip(v.a) {
+                                *decay = Real::exp(dt * a);
+                            }
                         }
                     }
                 },

@@ -129,7 +129,7 @@ impl<T: Real> Reverse<'_, T> {
         }
     }
 
-    /// ∂A, and the decays' part of ∂Δ, of head `k`.
+    /// Of head `k`: ∂A and the decays' part of ∂Δ, or ∂ log decay.
     #[inline(always)]
     fn decays(&mut self, (t, q): (usize, usize), k: usize, start: Option<&[T]>) {
         let (task, heads) = (self.task, self.task.part.len);
@@ -142,15 +142,20 @@ impl<T: Real> Reverse<'_, T> {
             }
             _ => T::ZERO,
         };
-        let rate = task.v.a[head];
+        let rate = task.v.a.get(head).copied();
         for i in (0..q).rev() {
             before += from_before[i];
             let flows = &self.flows[i * self.chunk..][..i];
             sources.iter_mut().zip(flows).for_each(|(source, &flow)| *source += flow);
             let share = before + dot(&sources[..i], &self.ones[..i]);
-            let (dt, _) = task.step(t + i, head);
-            self.gdt[i * heads + k] += share * rate;
-            self.ga[k] += share * dt;
+            match rate {
+                Some(rate) => {
+                    let (dt, _) = task.step(t + i, head);
+                    self.gdt[i * heads + k] += share * rate;
+                    self.ga[k] += share * dt;
+                }
+                None => self.glog[i * heads + k] = share,
+            }
         }
     }
 }

@@ -60,6 +60,8 @@ struct Sinks<T> {
     d: Disjoint<T>,
     /// (sequences, h, p, n)
     state: Disjoint<T>,
+    /// (tokens, h), of given decays.
+    log: Disjoint<T>,
 }
 
 fn all<T: Real>(
@@ -75,6 +77,7 @@ fn all<T: Real>(
     let zeros = host::zeros::<T>;
     let (mut x, mut dt, maps) = (zeros(tokens * h * p), zeros(tokens * h), tokens * g * n);
     let mut z = zeros(if v.z.is_some() { x.len() } else { 0 });
+    let mut log = zeros(if v.log_decay.is_some() { dt.len() } else { 0 });
     let (mut b, mut c) = (zeros(count * maps), zeros(count * maps));
     let (mut a, mut bias) = (zeros(sequences * h), zeros(sequences * h));
     let skips = v.d.map_or(0, <[T]>::len);
@@ -89,6 +92,7 @@ fn all<T: Real>(
         bias: Disjoint::new(&mut bias),
         d: Disjoint::new(&mut d),
         state: Disjoint::new(&mut state),
+        log: Disjoint::new(&mut log),
     };
     let steps = Steps::new(v, tokens, h);
     host::parallel(tasks.len(), |i| {
@@ -105,6 +109,7 @@ fn all<T: Real>(
         parts::sum(bias, h),
         z,
         state,
+        log,
     ]
 }
 
@@ -131,8 +136,9 @@ struct Reverse<'a, T> {
     to_state: Vec<T>,
     /// ∂B and ∂C of the chunk, (q, n).
     gmaps: [Vec<T>; 2],
-    /// ∂Δ, (q, heads).
+    /// ∂Δ, and ∂ log decay where decays are given, (q, heads).
     gdt: Vec<T>,
+    glog: Vec<T>,
     /// Each head's decay over the chunk.
     totals: Vec<T>,
     /// For sums as dot products.
@@ -170,6 +176,7 @@ impl<'a, T: Real> Reverse<'a, T> {
             to_state: zeros(wide),
             gmaps: [zeros(chunk * task.dims.n), zeros(chunk * task.dims.n)],
             gdt: zeros(chunk * heads),
+            glog: zeros(if task.v.log_decay.is_some() { chunk * heads } else { 0 }),
             totals: zeros(heads),
             ones: vec![T::ONE; chunk],
             rows: [zeros(chunk), zeros(chunk), zeros(chunk), zeros(chunk)],
@@ -369,6 +376,11 @@ impl<'a, T: Real> Reverse<'a, T> {
             gx.copy_from_slice(&self.gx[i * width..][..width]);
             gb.copy_from_slice(&self.gmaps[0][i * dims.n..][..dims.n]);
             gc.copy_from_slice(&self.gmaps[1][i * dims.n..][..dims.n]);
+            if task.v.log_decay.is_some() {
+                // SAFETY: as above.
+                let glog = unsafe { sinks.log.slice(head, part.len) };
+                glog.copy_from_slice(&self.glog[i * part.len..][..part.len]);
+            }
             let steps = &self.gdt[i * part.len..][..part.len];
             for (k, (out, &g)) in gdt.iter_mut().zip(steps).enumerate() {
                 *out = g * task.v.step_grad(task.v.raw_step(t + i, part.start + k));
