@@ -15,6 +15,7 @@ pub mod causal_conv1d;
 mod check;
 pub mod cuda;
 pub mod decay_scan;
+pub mod delta_scan;
 mod gate;
 mod host;
 mod inplace;
@@ -35,6 +36,10 @@ pub use causal_conv1d::{
     CausalConv1d, CausalConv1dGrads, causal_conv1d, causal_conv1d_backward, causal_conv1d_update,
 };
 pub use decay_scan::{DecayScan, DecayStateUpdate, decay_scan, decay_state_update};
+pub use delta_scan::{
+    DeltaScan, DeltaUpdate, GatedDeltaRule, GatedDeltaRuleUpdate, delta_scan, delta_update, gated_delta_rule,
+    gated_delta_rule_update,
+};
 pub use gate::{Activation, activation, gated_activation};
 pub use host::state_dtype;
 pub use linear::linear;
