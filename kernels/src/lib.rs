@@ -20,6 +20,7 @@ mod gate;
 mod host;
 mod inplace;
 mod linear;
+pub mod long_conv;
 pub mod machine;
 mod norm;
 mod parts;
@@ -43,6 +44,7 @@ pub use delta_scan::{
 pub use gate::{Activation, activation, gated_activation};
 pub use host::state_dtype;
 pub use linear::linear;
+pub use long_conv::{ConvMethod, LongConv, long_conv};
 pub use norm::{gated_rms_norm, layer_norm, rms_norm};
 pub use rotary::{RotaryLayout, rotary};
 pub use selective_scan::{SelectiveScan, SelectiveStateUpdate, selective_scan, selective_state_update};
