@@ -59,6 +59,10 @@ impl Mixer for Banks {
         Tensor::stack(&outputs, 1)
     }
 
+    fn causal(&self) -> bool {
+        self.banks.iter().all(|b| b.causal())
+    }
+
     fn receives(&self) -> Vec<(&'static str, usize)> {
         let mut all: Vec<_> = self.banks.iter().flat_map(|b| b.receives()).collect();
         all.sort_unstable();

@@ -151,6 +151,12 @@ pub trait Mixer: Send + Sync {
     /// As for [`Mixer::forward`], and if the context has no state.
     fn step(&self, x: &Tensor, ctx: &mut Context<'_>) -> Result<Tensor>;
 
+    /// Whether no output depends on a later input. A layer that looks both ways has nothing to step from: it takes no
+    /// state, and [`Mixer::step`] is an error.
+    fn causal(&self) -> bool {
+        true
+    }
+
     /// What it needs from earlier layers through [`Context::shared`]: names and widths.
     fn receives(&self) -> Vec<(&'static str, usize)> {
         Vec::new()

@@ -38,6 +38,10 @@ impl Mixer for Fed {
         self.0.step(x, &mut Context { state, cu_seqlens: None, shared: Some(&mut shared) })
     }
 
+    fn causal(&self) -> bool {
+        self.0.causal()
+    }
+
     fn new_state(&self, batch: usize) -> Result<State> {
         self.0.new_state(batch)
     }
