@@ -55,7 +55,6 @@ fn sizes(op: &str, h: usize, n: usize, p: usize) -> Result<()> {
 #[derive(Debug, Clone)]
 pub(super) struct Dims {
     pub(super) b: usize,
-    #[expect(dead_code, reason = "the scan runs by its definition as yet")]
     pub(super) l: usize,
     pub(super) h: usize,
     pub(super) n: usize,

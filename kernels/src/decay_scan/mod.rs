@@ -11,16 +11,18 @@
 //! al. 2024, "Eagle and Finch: RWKV with Matrix-Valued States and Dynamic Recurrence", section 4.
 
 mod args;
+mod backward;
+mod cpu;
 pub mod naive;
 mod step;
-#[expect(dead_code, reason = "the scan runs by its definition as yet")]
 mod views;
 
 pub use args::{DecayScan, DecayStateUpdate};
-use candle_core::{Result, Tensor};
+use candle_core::{DType, Result, Shape, Tensor, bail};
 
-use crate::host::state_dtype;
-use crate::{check, inplace};
+use crate::host::{self, state_dtype};
+use crate::simd::Real;
+use crate::{check, inplace, tape};
 
 const OP: &str = "decay_scan";
 const STEP: &str = "decay_state_update";
@@ -32,7 +34,53 @@ const STEP: &str = "decay_state_update";
 /// If a shape does not fit the others, `cu_seqlens` is not a partition of the length, or the data is not on the CPU.
 pub fn decay_scan(args: &DecayScan) -> Result<(Tensor, Tensor)> {
     check::on_cpu(OP, args.v.device())?;
-    naive::decay_scan(args)
+    let dims = args.check()?;
+    let work = state_dtype(args.v.dtype());
+    let inputs = views::prepare(args, work)?;
+    let (y, state) = match work {
+        DType::F64 => Scan { dims }.forward::<f64>(&inputs),
+        _ => Scan { dims }.forward::<f32>(&inputs),
+    }?;
+    Ok((y.to_dtype(args.v.dtype())?, state))
+}
+
+/// The node of the autograd graph.
+struct Scan {
+    dims: args::Dims,
+}
+
+impl Scan {
+    fn forward<T: Real>(self, inputs: &[Option<Tensor>]) -> Result<(Tensor, Tensor)> {
+        let dims = &self.dims;
+        let (y, state) = views::with_views(inputs, 2, |v| cpu::forward::<T>(v, dims))?;
+        let outputs = vec![
+            (host::storage(y), Shape::from((dims.b, dims.l, dims.h, dims.p))),
+            (host::storage(state), Shape::from((dims.segments.len(), dims.h, dims.n, dims.p))),
+        ];
+        let inputs: Vec<Option<&Tensor>> = inputs.iter().map(Option::as_ref).collect();
+        match <[Tensor; 2]>::try_from(tape::record(self, &inputs, outputs)?) {
+            Ok([y, state]) => Ok((y, state)),
+            Err(_) => bail!("{OP}: expected two outputs"),
+        }
+    }
+}
+
+impl tape::Backward for Scan {
+    fn name(&self) -> &'static str {
+        OP
+    }
+
+    fn backward(
+        &self,
+        inputs: &[Option<Tensor>],
+        output: &Tensor,
+        grads: &[Option<Tensor>],
+    ) -> Result<Vec<Option<Tensor>>> {
+        match output.dtype() {
+            DType::F64 => backward::gradients::<f64>(self, inputs, grads),
+            _ => backward::gradients::<f32>(self, inputs, grads),
+        }
+    }
 }
 
 /// One token: `state` (b, h, n, p) is advanced **in place**, and the output (b, h, p) returned in `v`'s dtype.
