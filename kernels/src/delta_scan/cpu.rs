@@ -1,0 +1,389 @@
+//! The scans on the CPU: chunk by chunk, in matrix products.
+//!
+//! A task owns one head over one sequence. Inside a chunk of q tokens let `E_t = Π_{1<s≤t} exp(g_s)`, the decay since the
+//! chunk's first token, and divide it out: with `Ŝ_t = S_t / E_t`, `q̂ = E q`, `b̂ = b / E` and so on the recurrence has no
+//! decay any more. What each token adds to the state is `b̂_t u_tᵀ + k̂_t v_tᵀ`, where `u_t = â_tᵀ Ŝ_{t-1}` reads what the
+//! tokens before have added, a triangular system (the UT transform; Yang et al. 2024, section 3):
+//! ```text
+//! [Aab Aak]   [Â] [B̂]ᵀ
+//! [Aqb Aqk] = [Q̂] [K̂]       (2q, 2q)   strictly lower above, lower below
+//! U = (I - Aab)⁻¹ (Â S + Aak V)        (q, p)     forward substitution
+//! Y = Q̂ S + Aqb U + Aqk V              (q, p)
+//! S ← E_q ⊙ (S + B̂ᵀ U + K̂ᵀ V)          (n, p)
+//! ```
+//! The delta rule has b = k, and `β v` inside U instead of V: half the products. The decay of the chunk's first token is
+//! applied to the state itself, and a chunk ends before its other decays multiply up to less than e^-40: nothing overflows,
+//! whatever the decays, and steep ones cost shorter chunks.
+
+use super::args::Dims;
+use super::views::{RuleViews, Views};
+use crate::host::{self, Disjoint};
+use crate::simd::{Real, vectorized};
+
+/// Most tokens of a chunk: with more, the products inside the chunk cost more than those with the state save.
+const MAX_CHUNK: usize = 32;
+
+/// Largest logarithm of a factor that is divided out.
+const MAX_LOG: f64 = 40.0;
+
+/// Outputs (b, l, h, p) and final states (sequences, h, n, p).
+pub(super) fn forward<T: Real>(v: &Views<T>, dims: &Dims) -> (Vec<T>, Vec<T>) {
+    let mut y = host::zeros(dims.b * dims.l * dims.h * dims.p);
+    let mut states = host::zeros(dims.segments.len() * dims.h * dims.n * dims.p);
+    let (ys, all_states) = (Disjoint::new(&mut y), Disjoint::new(&mut states));
+    host::parallel(dims.segments.len() * dims.h, |i| {
+        let task = Task::new(v, dims, i);
+        // SAFETY: this task alone holds this head of this sequence.
+        let state = unsafe { all_states.slice(i * dims.n * dims.p, dims.n * dims.p) };
+        task.load_state(v.state, state);
+        let mut chunk = Chunk::new(task);
+        for (t, q) in task.chunks() {
+            chunk.load((t, q));
+            chunk.scores();
+            chunk.read(state);
+            chunk.solve();
+            chunk.answer();
+            chunk.advance(state);
+            for (i, y) in chunk.reads[q * dims.p..2 * q * dims.p].chunks_exact(dims.p).enumerate() {
+                // SAFETY: this task alone writes this head of this sequence.
+                unsafe { ys.slice(((t + i) * dims.h + task.head) * dims.p, dims.p) }.copy_from_slice(y);
+            }
+        }
+    });
+    (y, states)
+}
+
+/// One head over one sequence.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Task<'a, T> {
+    pub(super) v: &'a Views<'a, T>,
+    pub(super) dims: &'a Dims,
+    pub(super) segment: usize,
+    pub(super) head: usize,
+}
+
+impl<'a, T: Real> Task<'a, T> {
+    /// Task `i` of sequences times heads.
+    pub(super) fn new(v: &'a Views<'a, T>, dims: &'a Dims, i: usize) -> Self {
+        Self { v, dims, segment: i / dims.h, head: i % dims.h }
+    }
+
+    /// This task's state, or zeros.
+    pub(super) fn load_state(&self, states: Option<&[T]>, out: &mut [T]) {
+        let size = self.dims.n * self.dims.p;
+        match states {
+            Some(states) => {
+                out.copy_from_slice(&states[(self.segment * self.dims.h + self.head) * size..][..size]);
+            }
+            None => out.fill(T::ZERO),
+        }
+    }
+
+    /// Logarithms of a token's decays: n of them, or one for all.
+    #[inline(always)]
+    pub(super) fn log_decay(&self, t: usize) -> Option<&'a [T]> {
+        let row = self.v.log_decay?.row(t);
+        let width = row.len() / self.dims.h;
+        Some(&row[self.head * width..][..width])
+    }
+
+    /// This head's key channels of a token.
+    #[inline(always)]
+    pub(super) fn keys(&self, rows: &host::Rows<'a, T>, t: usize) -> &'a [T] {
+        &rows.row(t)[self.head * self.dims.n..][..self.dims.n]
+    }
+
+    /// This head's value channels of a token.
+    #[inline(always)]
+    pub(super) fn values(&self, t: usize) -> &'a [T] {
+        &self.v.v.row(t)[self.head * self.dims.p..][..self.dims.p]
+    }
+
+    /// The task's chunks: first token and length.
+    pub(super) fn chunks(&self) -> Vec<(usize, usize)> {
+        let segment = self.dims.segments[self.segment];
+        let (mut chunks, mut start) = (Vec::new(), segment.start);
+        let end = segment.start + segment.len;
+        let mut sums = vec![T::ZERO; self.dims.n];
+        while start < end {
+            sums.fill(T::ZERO);
+            let most = MAX_CHUNK.min(end - start);
+            let mut len = 1;
+            vectorized(
+                #[inline(always)]
+                || {
+                    while len < most && self.steepest(start + len, &mut sums) <= T::real(MAX_LOG) {
+                        len += 1;
+                    }
+                },
+            );
+            chunks.push((start, len));
+            start += len;
+        }
+        chunks
+    }
+
+    /// Adds a token's decays to the sums, and gives the largest sum, signs aside.
+    #[inline(always)]
+    fn steepest(&self, t: usize, sums: &mut [T]) -> T {
+        let Some(decays) = self.log_decay(t) else { return T::ZERO };
+        let mut most = T::ZERO;
+        for (sum, &g) in sums.iter_mut().zip(decays) {
+            *sum += g;
+            most = Real::max(most, Real::abs(*sum));
+        }
+        most
+    }
+}
+
+/// A chunk at hand. Matrices of one chunk are dense, their rows one after the other.
+pub(super) struct Chunk<'a, T> {
+    pub(super) task: Task<'a, T>,
+    /// Whether the rule has keys and values of its own beside b and u.
+    pub(super) plain: bool,
+    /// First token and length.
+    pub(super) at: (usize, usize),
+    /// The decay of the first token, (n).
+    pub(super) first: Vec<T>,
+    /// E, (q, n).
+    pub(super) decays: Vec<T>,
+    /// Â over Q̂, (2q, n). The first row of Â is zero where a reads the state before its decay: that is done apart.
+    pub(super) readers: Vec<T>,
+    /// B̂ over K̂, (s q, n), s being 2 with keys of their own, else 1.
+    pub(super) sources: Vec<T>,
+    /// U over V, (s q, p); U is what is injected (`β v`) until it is solved for.
+    pub(super) values: Vec<T>,
+    /// Aab, Aak over Aqb, Aqk: (2q, s q).
+    pub(super) scores: Vec<T>,
+    /// Â S over Y, (2q, p).
+    pub(super) reads: Vec<T>,
+}
+
+impl<'a, T: Real> Chunk<'a, T> {
+    pub(super) fn new(task: Task<'a, T>) -> Self {
+        let Dims { n, p, .. } = *task.dims;
+        let plain = matches!(task.v.rule, RuleViews::Plain { .. });
+        let s = if plain { 2 } else { 1 };
+        let zeros = |len: usize| vec![T::ZERO; len];
+        Self {
+            task,
+            plain,
+            at: (0, 0),
+            first: zeros(n),
+            decays: zeros(MAX_CHUNK * n),
+            readers: zeros(2 * MAX_CHUNK * n),
+            sources: zeros(s * MAX_CHUNK * n),
+            values: zeros(s * MAX_CHUNK * p),
+            scores: zeros(2 * s * MAX_CHUNK * MAX_CHUNK),
+            reads: zeros(2 * MAX_CHUNK * p),
+        }
+    }
+
+    /// Rows of sources and values.
+    pub(super) fn rows(&self) -> usize {
+        if self.plain { 2 * self.at.1 } else { self.at.1 }
+    }
+
+    /// Fetches the tensors of `q` tokens from `t` on, decays divided out.
+    pub(super) fn load(&mut self, (t, q): (usize, usize)) {
+        self.at = (t, q);
+        vectorized(
+            #[inline(always)]
+            || {
+                self.load_decays();
+                match self.task.v.rule {
+                    RuleViews::Plain { a, b } => self.load_plain(a, b),
+                    RuleViews::Correct { beta } => self.load_correct(beta),
+                }
+            },
+        );
+    }
+
+    #[inline(always)]
+    fn load_decays(&mut self) {
+        let (n, (t, q)) = (self.task.dims.n, self.at);
+        self.first.fill(T::ONE);
+        self.decays[..n].fill(T::ONE);
+        for i in 0..q {
+            let (before, rest) = self.decays.split_at_mut(i * n);
+            let row = if i == 0 { &mut self.first[..] } else { &mut rest[..n] };
+            if i > 0 {
+                row.copy_from_slice(&before[(i - 1) * n..]);
+            }
+            match self.task.log_decay(t + i) {
+                None => {}
+                Some([one]) if n > 1 => {
+                    let factor = Real::exp(*one);
+                    row.iter_mut().for_each(|e| *e *= factor);
+                }
+                Some(many) => row.iter_mut().zip(many).for_each(|(e, &g)| *e *= Real::exp(g)),
+            }
+        }
+    }
+
+    /// Row `i` of Q̂.
+    #[inline(always)]
+    fn load_query(&mut self, i: usize) {
+        let (n, (t, q), scale) = (self.task.dims.n, self.at, self.task.v.scale);
+        let query = self.task.keys(&self.task.v.q, t + i);
+        let decays = &self.decays[i * n..][..n];
+        for ((out, &x), &e) in self.readers[(q + i) * n..][..n].iter_mut().zip(query).zip(decays) {
+            *out = scale * x * e;
+        }
+    }
+
+    #[inline(always)]
+    fn load_plain(&mut self, a: host::Rows<'a, T>, b: host::Rows<'a, T>) {
+        let Dims { n, p, .. } = *self.task.dims;
+        let (task, (t, q)) = (self.task, self.at);
+        self.readers[..n].fill(T::ZERO);
+        self.values[..q * p].fill(T::ZERO);
+        for i in 0..q {
+            self.load_query(i);
+            let (a, b) = (task.keys(&a, t + i), task.keys(&b, t + i));
+            if i > 0 {
+                let before = &self.decays[(i - 1) * n..][..n];
+                for ((out, &a), &e) in self.readers[i * n..][..n].iter_mut().zip(a).zip(before) {
+                    *out = a * e;
+                }
+            }
+            let (decays, k) = (&self.decays[i * n..][..n], task.keys(&task.v.k, t + i));
+            let (bs, ks) = self.sources.split_at_mut(q * n);
+            let outs = bs[i * n..][..n].iter_mut().zip(&mut ks[i * n..][..n]);
+            for (((out, &b), &k), &e) in outs.zip(b).zip(k).zip(decays) {
+                let inverse = T::ONE / e;
+                *out.0 = b * inverse;
+                *out.1 = k * inverse;
+            }
+            self.values[(q + i) * p..][..p].copy_from_slice(task.values(t + i));
+        }
+    }
+
+    #[inline(always)]
+    fn load_correct(&mut self, beta: host::Rows<'a, T>) {
+        let Dims { n, p, .. } = *self.task.dims;
+        let (task, (t, q)) = (self.task, self.at);
+        for i in 0..q {
+            self.load_query(i);
+            let (k, beta) = (task.keys(&task.v.k, t + i), beta.row(t + i)[task.head]);
+            let decays = &self.decays[i * n..][..n];
+            let outs = self.readers[i * n..][..n].iter_mut().zip(&mut self.sources[i * n..][..n]);
+            for ((out, &k), &e) in outs.zip(k).zip(decays) {
+                *out.0 = -beta * k * e;
+                *out.1 = k / e;
+            }
+            for (out, &v) in self.values[i * p..][..p].iter_mut().zip(task.values(t + i)) {
+                *out = beta * v;
+            }
+        }
+    }
+
+    /// All four products of readers and sources, the future cut off.
+    pub(super) fn scores(&mut self) {
+        let (n, q, rows) = (self.task.dims.n, self.at.1, self.rows());
+        let scores = &mut self.scores;
+        host::gemm((2 * q, n, rows), &self.readers, (n, 1), &self.sources, (1, n), scores, (rows, 1), false);
+        cut(scores, q, rows, 1);
+    }
+
+    /// Reads the state before the chunk, and applies the first token's decay to it.
+    pub(super) fn read(&mut self, state: &mut [T]) {
+        let Dims { n, p, .. } = *self.task.dims;
+        let (t, q) = self.at;
+        vectorized(
+            #[inline(always)]
+            || {
+                if let RuleViews::Plain { a, .. } = self.task.v.rule {
+                    for (s, &a) in state.chunks_exact(p).zip(self.task.keys(&a, t)) {
+                        self.values[..p].iter_mut().zip(s).for_each(|(u, &s)| *u = a.mul_add(s, *u));
+                    }
+                }
+                scale_rows(state, &self.first, self.task.log_decay(t).is_some());
+            },
+        );
+        host::gemm((2 * q, n, p), &self.readers, (n, 1), state, (p, 1), &mut self.reads, (p, 1), false);
+    }
+
+    /// U, by forward substitution.
+    pub(super) fn solve(&mut self) {
+        let (p, (_, q), rows) = (self.task.dims.p, self.at, self.rows());
+        let (us, vs) = self.values.split_at_mut(q * p);
+        if self.plain {
+            host::gemm((q, q, p), &self.scores[q..], (rows, 1), vs, (p, 1), us, (p, 1), true);
+        }
+        vectorized(
+            #[inline(always)]
+            || {
+                for i in 0..q {
+                    let (known, rest) = us.split_at_mut(i * p);
+                    let row = &mut rest[..p];
+                    row.iter_mut().zip(&self.reads[i * p..]).for_each(|(u, &r)| *u += r);
+                    add_rows(row, known, |j| self.scores[i * rows + j]);
+                }
+            },
+        );
+    }
+
+    /// The lower half of the reads becomes Y.
+    fn answer(&mut self) {
+        let (p, (_, q), rows) = (self.task.dims.p, self.at, self.rows());
+        let (scores, y) = (&self.scores[q * rows..], &mut self.reads[q * p..]);
+        host::gemm((q, rows, p), scores, (rows, 1), &self.values, (p, 1), y, (p, 1), true);
+    }
+
+    /// The state after the chunk, from the one that [`Chunk::read`] left.
+    pub(super) fn advance(&mut self, state: &mut [T]) {
+        let Dims { n, p, .. } = *self.task.dims;
+        let ((t, q), rows) = (self.at, self.rows());
+        host::gemm((n, rows, p), &self.sources, (1, n), &self.values, (p, 1), state, (p, 1), true);
+        let decays = &self.decays[(q - 1) * n..][..n];
+        vectorized(
+            #[inline(always)]
+            || scale_rows(state, decays, self.task.log_decay(t).is_some()),
+        );
+    }
+}
+
+/// Zeros what a reader may not see: of the upper half (2q, rows) of `m` the present and the future, of the lower half
+/// all from `ahead` tokens on.
+pub(super) fn cut<T: Real>(m: &mut [T], q: usize, rows: usize, ahead: usize) {
+    for i in 0..q {
+        for block in (0..rows).step_by(q) {
+            m[i * rows + block..][i..q].fill(T::ZERO);
+            m[(q + i) * rows + block..][(i + ahead).min(q)..q].fill(T::ZERO);
+        }
+    }
+}
+
+/// Multiplies each row of `m` by its factor, where there is one.
+#[inline(always)]
+pub(super) fn scale_rows<T: Real>(m: &mut [T], factors: &[T], any: bool) {
+    if any {
+        let width = m.len() / factors.len();
+        for (row, &factor) in m.chunks_exact_mut(width).zip(factors) {
+            row.iter_mut().for_each(|x| *x *= factor);
+        }
+    }
+}
+
+/// `out += Σ_j weight(j) rows[j]`, four rows at a time.
+#[inline(always)]
+pub(super) fn add_rows<T: Real>(out: &mut [T], rows: &[T], weight: impl Fn(usize) -> T) {
+    let p = out.len();
+    let mut fours = rows.chunks_exact(4 * p);
+    let mut j = 0;
+    for four in &mut fours {
+        let (w, [a, b, c, d]) =
+            ([0, 1, 2, 3].map(|k| weight(j + k)), [0, 1, 2, 3].map(|k| &four[k * p..][..p]));
+        for i in 0..p {
+            let (low, high) = (w[0].mul_add(a[i], w[1] * b[i]), w[2].mul_add(c[i], w[3] * d[i]));
+            out[i] += low + high;
+        }
+        j += 4;
+    }
+    for row in fours.remainder().chunks_exact(p) {
+        let w = weight(j);
+        out.iter_mut().zip(row).for_each(|(o, &x)| *o = w.mul_add(x, *o));
+        j += 1;
+    }
+}
