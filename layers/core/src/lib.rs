@@ -5,6 +5,7 @@
 //! n state, g groups, k convolution taps, r low rank of dt.
 
 mod banks;
+mod blocks;
 mod config;
 mod cost;
 mod init;
@@ -18,6 +19,7 @@ mod parameters;
 mod rotary;
 mod state;
 
+pub use blocks::in_blocks;
 pub use candle_core::Result;
 pub use config::{Issue, MAX_WIDTH, MixerConfig, divides, in_range};
 pub use cost::Cost;

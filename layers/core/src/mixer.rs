@@ -20,6 +20,11 @@ impl Shared {
         self.0.get(name)
     }
 
+    /// Everything in it.
+    pub(crate) fn into_entries(self) -> impl Iterator<Item = (&'static str, Tensor)> {
+        self.0.into_iter()
+    }
+
     /// Leaves a tensor for later layers.
     pub fn set(&mut self, name: &'static str, tensor: Tensor) {
         self.0.insert(name, tensor);

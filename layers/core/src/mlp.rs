@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     Activation, Context, Cost, Issue, Linear, Mixer, MixerConfig, Mixing, ParameterGroup, State, VarBuilder,
-    config::in_range,
+    config::in_range, in_blocks,
 };
 
 /// `mixer = "mlp"` in a blueprint.
@@ -124,11 +124,13 @@ impl Mlp {
 
 impl Mixer for Mlp {
     fn forward(&self, x: &Tensor, ctx: &mut Context<'_>) -> Result<Tensor> {
-        let (b, l, _) = x.dims3()?;
-        let lengths = ctx.check("mlp", b, l)?;
-        let y = self.apply(x)?;
-        ctx.leave(&[], &lengths)?;
-        Ok(y)
+        in_blocks(self, x, ctx, self.fc1.weight().track_op(), &|x, ctx| {
+            let (b, l, _) = x.dims3()?;
+            let lengths = ctx.check("mlp", b, l)?;
+            let y = self.apply(x)?;
+            ctx.leave(&[], &lengths)?;
+            Ok(y)
+        })
     }
 
     fn step(&self, x: &Tensor, ctx: &mut Context<'_>) -> Result<Tensor> {

@@ -26,7 +26,7 @@ mod matrix;
 use candle_core::{D, DType, Device, Result, Tensor};
 pub use config::{Mamba1Config, ParameterNorms};
 use semisep_core::{
-    Context, Cost, Init, Linear, Mixer, Mixing, ParameterGroup, State, StateKind, VarBuilder,
+    Context, Cost, Init, Linear, Mixer, Mixing, ParameterGroup, State, StateKind, VarBuilder, in_blocks,
 };
 use semisep_kernels::{
     CausalConv1d, SelectiveScan, SelectiveStateUpdate, causal_conv1d, causal_conv1d_update, rms_norm,
@@ -152,10 +152,9 @@ impl Mamba1 {
             cu_seqlens: ctx.cu_seqlens,
         })
     }
-}
 
-impl Mixer for Mamba1 {
-    fn forward(&self, u: &Tensor, ctx: &mut Context<'_>) -> Result<Tensor> {
+    /// The parallel form over all of `u` at once.
+    fn forward_once(&self, u: &Tensor, ctx: &mut Context<'_>) -> Result<Tensor> {
         let (b, l, _) = u.dims3()?;
         let lengths = ctx.check(KIND, b, l)?;
         let (x, z) = self.split(u)?;
@@ -164,6 +163,12 @@ impl Mixer for Mamba1 {
         let out = self.out_proj.forward(&y)?;
         ctx.leave(&[("conv", conv), ("ssm", ssm)], &lengths)?;
         Ok(out)
+    }
+}
+
+impl Mixer for Mamba1 {
+    fn forward(&self, u: &Tensor, ctx: &mut Context<'_>) -> Result<Tensor> {
+        in_blocks(self, u, ctx, self.in_proj.weight().track_op(), &|u, ctx| self.forward_once(u, ctx))
     }
 
     fn step(&self, u: &Tensor, ctx: &mut Context<'_>) -> Result<Tensor> {

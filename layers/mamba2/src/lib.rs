@@ -27,6 +27,7 @@ use candle_core::{D, DType, Device, Result, Tensor};
 pub use config::Mamba2Config;
 use semisep_core::{
     Context, Cost, GatedRmsNorm, Init, Linear, Mixer, Mixing, ParameterGroup, State, StateKind, VarBuilder,
+    in_blocks,
 };
 use semisep_kernels::{
     Activation, CausalConv1d, SsdChunkScan, SsdStateUpdate, causal_conv1d, causal_conv1d_update,
@@ -183,10 +184,9 @@ impl Mamba2 {
             None => self.out_proj.forward(&y),
         }
     }
-}
 
-impl Mixer for Mamba2 {
-    fn forward(&self, u: &Tensor, ctx: &mut Context<'_>) -> Result<Tensor> {
+    /// The parallel form over all of `u` at once.
+    fn forward_once(&self, u: &Tensor, ctx: &mut Context<'_>) -> Result<Tensor> {
         let (b, l, _) = u.dims3()?;
         let lengths = ctx.check(KIND, b, l)?;
         let projection = self.project(u)?;
@@ -195,6 +195,12 @@ impl Mixer for Mamba2 {
         let out = self.finish(&y.flatten_from(2)?, &projection)?;
         ctx.leave(&[("conv", conv), ("ssm", ssm)], &lengths)?;
         Ok(out)
+    }
+}
+
+impl Mixer for Mamba2 {
+    fn forward(&self, u: &Tensor, ctx: &mut Context<'_>) -> Result<Tensor> {
+        in_blocks(self, u, ctx, self.in_proj.weight().track_op(), &|u, ctx| self.forward_once(u, ctx))
     }
 
     fn step(&self, u: &Tensor, ctx: &mut Context<'_>) -> Result<Tensor> {
