@@ -11,6 +11,7 @@
 //! Letters: b batch, l length, d channels, e inner width, h heads, p head dimension, n state, g groups, k taps.
 
 pub mod attention;
+mod bspline;
 pub mod causal_conv1d;
 mod check;
 pub mod cuda;
@@ -33,6 +34,7 @@ mod tape;
 mod team;
 
 pub use attention::{Attention, attention};
+pub use bspline::bspline_basis;
 pub use causal_conv1d::{
     CausalConv1d, CausalConv1dGrads, causal_conv1d, causal_conv1d_backward, causal_conv1d_update,
 };
@@ -55,6 +57,7 @@ pub use ssd::{
 
 /// The definitions of the ops in plain tensor operations, differentiated by autograd: slow, and the oracle of the tests.
 pub mod naive {
+    pub use crate::bspline::naive::bspline_basis;
     pub use crate::gate::naive::{activation, gated_activation};
     pub use crate::linear::naive::linear;
     pub use crate::norm::naive::{gated_rms_norm, layer_norm, rms_norm};

@@ -2,6 +2,8 @@
 
 /// Names and sources, sorted by name.
 const SHIPPED: &[(&str, &str)] = &[
+    ("kan-transformer", include_str!("../../blueprints/kan-transformer.toml")),
+    ("lfm2", include_str!("../../blueprints/lfm2.toml")),
     ("mamba-1.4b", include_str!("../../blueprints/mamba-1.4b.toml")),
     ("mamba-130m", include_str!("../../blueprints/mamba-130m.toml")),
     ("mamba-2.8b", include_str!("../../blueprints/mamba-2.8b.toml")),
@@ -17,6 +19,7 @@ const SHIPPED: &[(&str, &str)] = &[
     ("mamba2-hybrid", include_str!("../../blueprints/mamba2-hybrid.toml")),
     ("mamba2-hybrid-mlp-2.7b", include_str!("../../blueprints/mamba2-hybrid-mlp-2.7b.toml")),
     ("mamba2attn-2.7b", include_str!("../../blueprints/mamba2attn-2.7b.toml")),
+    ("s6", include_str!("../../blueprints/s6.toml")),
     ("transformer", include_str!("../../blueprints/transformer.toml")),
     ("transformerpp-130m", include_str!("../../blueprints/transformerpp-130m.toml")),
     ("transformerpp-2.7b", include_str!("../../blueprints/transformerpp-2.7b.toml")),

@@ -14,8 +14,11 @@ use std::fmt;
 use schemars::{JsonSchema, Schema, SchemaGenerator};
 use semisep_attention::AttentionConfig;
 use semisep_core::{MixerConfig, MlpConfig};
+use semisep_kan::KanConfig;
 use semisep_mamba1::Mamba1Config;
 use semisep_mamba2::Mamba2Config;
+use semisep_s6::S6Config;
+use semisep_short_conv::ShortConvConfig;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use toml::de::ValueDeserializer;
@@ -67,9 +70,12 @@ impl Registry {
     pub fn builtin() -> Self {
         let mut registry = Self::new();
         registry.insert::<AttentionConfig>("attention");
+        registry.insert::<KanConfig>("kan");
         registry.insert::<Mamba1Config>("mamba1");
         registry.insert::<Mamba2Config>("mamba2");
         registry.insert::<MlpConfig>("mlp");
+        registry.insert::<S6Config>("s6");
+        registry.insert::<ShortConvConfig>("short_conv");
         registry
     }
 

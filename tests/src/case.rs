@@ -165,11 +165,10 @@ impl Source for CaseParameters {
         if tensor.elem_count() != parameter.shape.iter().product::<usize>() {
             bail!("{name}: recorded as {:?}, asked for as {:?}", tensor.dims(), parameter.shape);
         }
-        let var = Var::from_tensor(
-            &tensor.reshape(parameter.shape.as_slice())?.to_dtype(dtype)?.to_device(device)?,
-        )?;
+        let tensor = tensor.reshape(parameter.shape.as_slice())?.to_dtype(dtype)?.to_device(device)?;
+        let var = Var::from_tensor(&tensor)?;
         self.vars.lock().unwrap_or_else(PoisonError::into_inner).insert(name, var.clone());
-        Ok(var.as_tensor().clone())
+        Ok(if parameter.buffer { tensor } else { var.as_tensor().clone() })
     }
 
     fn contains(&self, path: &str) -> bool {

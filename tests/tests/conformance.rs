@@ -16,8 +16,11 @@ type Case = (&'static str, Box<dyn MixerConfig>);
 fn cases() -> Vec<Case> {
     let mut cases = Vec::new();
     cases.extend(conformance_cases::attention::cases());
+    cases.extend(conformance_cases::kan::cases());
     cases.extend(conformance_cases::mamba::cases());
     cases.extend(conformance_cases::mlp::cases());
+    cases.extend(conformance_cases::s6::cases());
+    cases.extend(conformance_cases::short_conv::cases());
     cases
 }
 

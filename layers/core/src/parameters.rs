@@ -28,6 +28,8 @@ pub struct ParameterGroup {
     pub weight_decay: bool,
     /// Kept in f32 (f64 in an f64 model) whatever the weights' dtype.
     pub full_precision: bool,
+    /// A constant that is stored with the weights and never trained: read like a parameter, counted with none.
+    pub buffer: bool,
 }
 
 impl ParameterGroup {
@@ -40,7 +42,13 @@ impl ParameterGroup {
             lr_scale: 1.0,
             weight_decay: true,
             full_precision: false,
+            buffer: false,
         }
+    }
+
+    /// A constant stored with the weights, in full precision.
+    pub fn buffer(name: &str, shape: impl Into<Shape>, init: Init) -> Self {
+        Self { buffer: true, ..Self::scale(name, shape, init) }
     }
 
     /// A norm weight, bias, decay or step size: full precision and not decayed.
@@ -162,7 +170,9 @@ impl VarBuilder {
         if tensor.dims() != group.shape {
             bail!("{}: expected shape {:?}, found {:?}", group.name, group.shape, tensor.dims());
         }
-        lock(&self.built).push(group);
+        if !group.buffer {
+            lock(&self.built).push(group);
+        }
         Ok(tensor)
     }
 
@@ -234,6 +244,9 @@ impl Variables {
 
 impl Source for Variables {
     fn get(&self, p: &ParameterGroup, dtype: DType, device: &Device) -> Result<Tensor> {
+        if p.buffer {
+            return Seeded { seed: self.seed }.get(p, dtype, device);
+        }
         let mut vars = lock(&self.vars);
         if let Some(var) = vars.get(&p.name) {
             return Ok(var.as_tensor().clone());
@@ -275,6 +288,16 @@ mod tests {
         assert_eq!(a.id(), b.id());
         assert_eq!(vars.all().len(), 1);
         assert!(vb.get((3, 3), "w", Init::linear(3)).is_err());
+        Ok(())
+    }
+
+    #[test]
+    fn a_buffer_is_no_variable() -> Result<()> {
+        let vars = Arc::new(Variables::new(1));
+        let vb = VarBuilder::new(vars.clone(), DType::F32, Device::Cpu);
+        let grid = vb.get_group(ParameterGroup::buffer("grid", 4, Init::ONES))?;
+        assert_eq!(grid.to_vec1::<f32>()?, [1.0; 4]);
+        assert!(!grid.track_op() && vars.all().is_empty() && vb.groups().is_empty());
         Ok(())
     }
 }

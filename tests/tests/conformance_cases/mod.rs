@@ -1,5 +1,8 @@
 //! The configurations that are held to the contract, a file a family.
 
 pub(crate) mod attention;
+pub(crate) mod kan;
 pub(crate) mod mamba;
 pub(crate) mod mlp;
+pub(crate) mod s6;
+pub(crate) mod short_conv;

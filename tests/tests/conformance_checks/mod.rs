@@ -24,7 +24,7 @@ impl Source for Spread {
     fn get(&self, p: &ParameterGroup, dtype: DType, device: &Device) -> Result<Tensor> {
         let mut rng = Rng::named(11, &p.name);
         let mut values = p.init.values(&p.shape, &mut rng);
-        if p.full_precision {
+        if p.full_precision && !p.buffer {
             values.iter_mut().for_each(|v| *v += 0.2 * rng.normal() as f32);
         }
         let t = Tensor::from_vec(values, p.shape.as_slice(), device)?;
