@@ -163,9 +163,23 @@ pub fn state_dtype(data: DType) -> DType {
 }
 
 /// Threads of candle's pools. (candle's own count reads the processor list from the system at each call.)
-pub(crate) fn threads() -> usize {
+pub(crate) fn all_threads() -> usize {
     static THREADS: std::sync::OnceLock<usize> = std::sync::OnceLock::new();
     *THREADS.get_or_init(candle_core::utils::get_num_threads)
+}
+
+/// The most threads that kernels may use, from now on.
+static LIMIT: AtomicUsize = AtomicUsize::new(usize::MAX);
+
+/// Lets the kernels of this process use at most `threads` threads, and no more than the machine (or
+/// `RAYON_NUM_THREADS`) offers; 0 counts as 1. candle's own operations are not concerned.
+pub fn set_threads(threads: usize) {
+    LIMIT.store(threads.max(1), Ordering::Relaxed);
+}
+
+/// Threads that kernels may use.
+pub(crate) fn threads() -> usize {
+    all_threads().min(LIMIT.load(Ordering::Relaxed))
 }
 
 /// Short work shared over threads that wait for it spinning (see [`crate::team`]), which costs about a microsecond:

@@ -17,6 +17,7 @@ mod check;
 pub mod cuda;
 pub mod decay_scan;
 pub mod delta_scan;
+pub mod diagonal_scan;
 mod gate;
 mod host;
 mod inplace;
@@ -43,8 +44,9 @@ pub use delta_scan::{
     DeltaScan, DeltaUpdate, GatedDeltaRule, GatedDeltaRuleUpdate, delta_scan, delta_update, gated_delta_rule,
     gated_delta_rule_update,
 };
+pub use diagonal_scan::{DiagonalScan, diagonal_scan, diagonal_state_update};
 pub use gate::{Activation, activation, gated_activation};
-pub use host::state_dtype;
+pub use host::{set_threads, state_dtype};
 pub use linear::linear;
 pub use long_conv::{ConvMethod, LongConv, long_conv};
 pub use norm::{gated_rms_norm, layer_norm, rms_norm};

@@ -105,7 +105,7 @@ fn team() -> &'static Team {
         panicked: AtomicBool::new(false),
         helpers: OnceLock::new(),
     };
-    TEAM.helpers.get_or_init(|| (1..crate::host::threads()).filter_map(|i| spawn(&TEAM, i)).collect());
+    TEAM.helpers.get_or_init(|| (1..crate::host::all_threads()).filter_map(|i| spawn(&TEAM, i)).collect());
     &TEAM
 }
 
@@ -114,18 +114,18 @@ fn spawn(team: &'static Team, index: usize) -> Option<Helper> {
     let asleep: &'static AtomicBool = Box::leak(Box::new(AtomicBool::new(false)));
     let run = move || {
         candle_core::utils::set_thread_affinity();
-        help(team, asleep)
+        help(team, index, asleep)
     };
     let handle = std::thread::Builder::new().name(format!("semisep-{index}")).spawn(run).ok()?;
     Some(Helper { thread: handle.thread().clone(), asleep })
 }
 
-fn help(team: &Team, asleep: &AtomicBool) -> ! {
+fn help(team: &Team, index: usize, asleep: &AtomicBool) -> ! {
     let (mut seen, mut round) = (0, 0);
     loop {
         let state = team.state.load(Ordering::Acquire);
         let region = state >> REGION;
-        let joins = state & OPEN != 0 && region != seen;
+        let joins = state & OPEN != 0 && region != seen && index < crate::host::threads();
         if joins && team.state.compare_exchange(state, state + 1, Ordering::AcqRel, Ordering::Relaxed).is_ok()
         {
             seen = region;
@@ -141,7 +141,7 @@ fn help(team: &Team, asleep: &AtomicBool) -> ! {
         } else {
             asleep.store(true, Ordering::SeqCst);
             let state = team.state.load(Ordering::SeqCst);
-            if state & OPEN == 0 || state >> REGION == seen {
+            if state & OPEN == 0 || state >> REGION == seen || index >= crate::host::threads() {
                 std::thread::park();
             }
             asleep.store(false, Ordering::Relaxed);
