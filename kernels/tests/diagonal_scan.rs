@@ -95,7 +95,9 @@ impl Size {
         let grads = loss.backward()?;
         let mut all = vec![h, state];
         for var in &vars[..2 + usize::from(self.initial)] {
-            all.push(grads.get(var).unwrap().clone());
+            // Where there is no token, the definition does not reach the inputs.
+            let grad = grads.get(var).cloned().map_or_else(|| var.zeros_like(), Ok)?;
+            all.push(grad);
         }
         Ok(all)
     }

@@ -121,13 +121,4 @@ impl<'a, T: Real> Decay<'a, T> {
             Self::Fixed(host::slice(storage, layout)?)
         })
     }
-
-    /// All channels at token `t`.
-    #[inline(always)]
-    pub(super) fn row(&self, t: usize) -> &'a [T] {
-        match self {
-            Self::Fixed(a) => a,
-            Self::Varying(rows) => rows.row(t),
-        }
-    }
 }

@@ -4,5 +4,6 @@ pub(crate) mod attention;
 pub(crate) mod kan;
 pub(crate) mod mamba;
 pub(crate) mod mlp;
+pub(crate) mod s5;
 pub(crate) mod s6;
 pub(crate) mod short_conv;
