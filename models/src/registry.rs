@@ -17,6 +17,7 @@ use semisep_core::{MixerConfig, MlpConfig};
 use semisep_kan::KanConfig;
 use semisep_mamba1::Mamba1Config;
 use semisep_mamba2::Mamba2Config;
+use semisep_retnet::RetNetConfig;
 use semisep_s5::S5Config;
 use semisep_s6::S6Config;
 use semisep_short_conv::ShortConvConfig;
@@ -75,6 +76,7 @@ impl Registry {
         registry.insert::<Mamba1Config>("mamba1");
         registry.insert::<Mamba2Config>("mamba2");
         registry.insert::<MlpConfig>("mlp");
+        registry.insert::<RetNetConfig>("retnet");
         registry.insert::<S5Config>("s5");
         registry.insert::<S6Config>("s6");
         registry.insert::<ShortConvConfig>("short_conv");

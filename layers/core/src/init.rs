@@ -38,6 +38,12 @@ impl Init {
         Self::Uniform { lo: -bound, hi: bound }
     }
 
+    /// Glorot and Bengio 2010, for a map of these widths: uniform within ±gain √(6 / (inputs + outputs)).
+    pub fn xavier(inputs: usize, outputs: usize, gain: f64) -> Self {
+        let bound = gain * (6.0 / (inputs + outputs).max(1) as f64).sqrt();
+        Self::Uniform { lo: -bound, hi: bound }
+    }
+
     /// The bias under a softplus that makes the first step sizes log-uniform in `[min, max]`, at least `floor`
     /// (Mamba, section 3.6).
     pub fn dt_bias(min: f64, max: f64, floor: f64) -> Self {

@@ -4,7 +4,8 @@
 //! gated:  [v | g] = fc1 x      y = fc2 (v ⊙ act(g))       (Shazeer 2020)
 //! plain:  y = fc2 act(fc1 x)
 //! ```
-//! Names and the order [value, gate] in fc1 as in mamba_ssm's `GatedMLP`.
+//! Names and the order [value, gate] in fc1 as in mamba_ssm's `GatedMLP`; unfused, `up_proj` (value), `gate_proj` and
+//! `down_proj` as in Llama.
 
 use candle_core::{D, Result, Tensor};
 use schemars::JsonSchema;
@@ -29,6 +30,9 @@ pub struct MlpConfig {
     /// Whether half of fc1 gates the other half.
     #[serde(default = "yes")]
     pub gated: bool,
+    /// Whether value and gate are one map, `fc1`; otherwise the maps are `up_proj`, `gate_proj` and `down_proj`.
+    #[serde(default = "yes", skip_serializing_if = "Clone::clone")]
+    pub fused: bool,
     /// The activation.
     #[serde(default)]
     pub activation: Activation,
@@ -47,7 +51,14 @@ fn yes() -> bool {
 
 impl Default for MlpConfig {
     fn default() -> Self {
-        Self { d_intermediate: None, multiple_of: 1, gated: true, activation: Activation::Silu, bias: false }
+        Self {
+            d_intermediate: None,
+            multiple_of: 1,
+            gated: true,
+            fused: true,
+            activation: Activation::Silu,
+            bias: false,
+        }
     }
 }
 
@@ -81,7 +92,9 @@ impl MixerConfig for MlpConfig {
 /// The layer.
 #[derive(Debug, Clone)]
 pub struct Mlp {
+    /// Value and gate, or only the value where the gate is a map of its own.
     fc1: Linear,
+    gate: Option<Linear>,
     fc2: Linear,
     d_model: usize,
     hidden: usize,
@@ -91,16 +104,22 @@ pub struct Mlp {
 }
 
 impl Mlp {
-    /// Parameters `fc1`, `fc2`.
+    /// Parameters `fc1`, `fc2`; or `up_proj`, `gate_proj`, `down_proj`.
     ///
     /// # Errors
     /// If a parameter is missing or has another shape.
     pub fn new(d_model: usize, config: &MlpConfig, vb: &VarBuilder) -> Result<Self> {
         let hidden = config.hidden(d_model);
-        let wide = if config.gated { 2 * hidden } else { hidden };
+        let wide = if config.gated && config.fused { 2 * hidden } else { hidden };
+        let [up, gate, down] = match config.fused {
+            true => ["fc1", "", "fc2"],
+            false => ["up_proj", "gate_proj", "down_proj"],
+        };
+        let map = |inputs, outputs, name| Linear::new(inputs, outputs, config.bias, &vb.pp(name));
         Ok(Self {
-            fc1: Linear::new(d_model, wide, config.bias, &vb.pp("fc1"))?,
-            fc2: Linear::new(hidden, d_model, config.bias, &vb.pp("fc2"))?,
+            fc1: map(d_model, wide, up)?,
+            gate: (config.gated && !config.fused).then(|| map(d_model, hidden, gate)).transpose()?,
+            fc2: map(hidden, d_model, down)?,
             d_model,
             hidden,
             config: config.clone(),
@@ -111,7 +130,9 @@ impl Mlp {
 
     fn apply(&self, x: &Tensor) -> Result<Tensor> {
         let h = self.fc1.forward(x)?; // (..., 2 hidden) or (..., hidden)
-        let h = if self.config.gated {
+        let h = if let Some(gate) = &self.gate {
+            gated_activation(&h, &gate.forward(x)?, self.config.activation.into())?
+        } else if self.config.gated {
             let value = h.narrow(D::Minus1, 0, self.hidden)?;
             let gate = h.narrow(D::Minus1, self.hidden, self.hidden)?;
             gated_activation(&value, &gate, self.config.activation.into())?

@@ -9,5 +9,6 @@ pub(crate) fn cases() -> Vec<Case> {
     let mut add = |name, config: Box<dyn MixerConfig>| cases.push((name, config));
     add("mlp", Box::new(MlpConfig { d_intermediate: Some(20), ..Default::default() }));
     add("mlp plain", Box::new(MlpConfig { gated: false, bias: true, ..Default::default() }));
+    add("mlp unfused", Box::new(MlpConfig { fused: false, ..Default::default() }));
     cases
 }

@@ -4,6 +4,7 @@ pub(crate) mod attention;
 pub(crate) mod kan;
 pub(crate) mod mamba;
 pub(crate) mod mlp;
+pub(crate) mod retnet;
 pub(crate) mod s5;
 pub(crate) mod s6;
 pub(crate) mod short_conv;

@@ -4,9 +4,12 @@
 
 mod blueprint;
 mod fields;
+mod fla;
 mod json;
 mod mamba_hf;
 mod names;
+mod retnet_fla;
+mod retnet_torchscale;
 mod state_spaces;
 
 use std::path::Path;
@@ -58,7 +61,13 @@ pub struct Importer {
 }
 
 /// Every family, most specific first.
-pub static IMPORTERS: &[Importer] = &[mamba_hf::MAMBA, mamba_hf::MAMBA2, state_spaces::STATE_SPACES];
+pub static IMPORTERS: &[Importer] = &[
+    mamba_hf::MAMBA,
+    mamba_hf::MAMBA2,
+    retnet_fla::RETNET,
+    retnet_torchscale::RETNET,
+    state_spaces::STATE_SPACES,
+];
 
 /// Understands the `blueprint.toml` of a folder, else its `config.json`.
 ///

@@ -23,6 +23,12 @@ impl Names {
         self
     }
 
+    /// As [`Names::rename`], before all rules so far.
+    pub fn first(mut self, foreign: &'static str, native: &'static str) -> Self {
+        self.renames.insert(0, (foreign, native));
+        self
+    }
+
     /// Names that begin with this are known and not needed.
     pub fn ignore(mut self, foreign: &'static str) -> Self {
         self.ignored.push(foreign);

@@ -13,7 +13,7 @@ use zip::write::SimpleFileOptions;
 use zip::{CompressionMethod, ZipWriter};
 
 /// Every golden model.
-pub const GOLDEN: [&str; 7] = [
+pub const GOLDEN: [&str; 9] = [
     "mamba-orig",
     "mamba-hf",
     "mamba2-orig",
@@ -21,6 +21,8 @@ pub const GOLDEN: [&str; 7] = [
     "mamba2-hf",
     "mamba2attn-orig",
     "mamba2attn-mlp-orig",
+    "retnet-fla",
+    "retnet-torchscale",
 ];
 
 pub fn golden(name: &str) -> PathBuf {
