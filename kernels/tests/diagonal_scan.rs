@@ -104,16 +104,8 @@ impl Size {
 }
 
 fn sizes() -> Vec<Size> {
-    let size = |b, l, p| Size {
-        b,
-        l,
-        p,
-        complex: false,
-        varying: false,
-        reverse: false,
-        initial: true,
-        cu: None,
-    };
+    let size =
+        |b, l, p| Size { b, l, p, complex: false, varying: false, reverse: false, initial: true, cu: None };
     let mut sizes = Vec::new();
     for (b, l, p) in [(1, 0, 3), (2, 1, 1), (3, 7, 17), (1, 130, 33), (2, 65, 100), (1, 1100, 8)] {
         for option in 0..8 {

@@ -14,6 +14,7 @@ use std::fmt;
 use schemars::{JsonSchema, Schema, SchemaGenerator};
 use semisep_attention::AttentionConfig;
 use semisep_core::{MixerConfig, MlpConfig};
+use semisep_hyena::{HyenaConfig, StripedHyenaConfig};
 use semisep_kan::KanConfig;
 use semisep_mamba1::Mamba1Config;
 use semisep_mamba2::Mamba2Config;
@@ -72,6 +73,7 @@ impl Registry {
     pub fn builtin() -> Self {
         let mut registry = Self::new();
         registry.insert::<AttentionConfig>("attention");
+        registry.insert::<HyenaConfig>("hyena");
         registry.insert::<KanConfig>("kan");
         registry.insert::<Mamba1Config>("mamba1");
         registry.insert::<Mamba2Config>("mamba2");
@@ -80,6 +82,7 @@ impl Registry {
         registry.insert::<S5Config>("s5");
         registry.insert::<S6Config>("s6");
         registry.insert::<ShortConvConfig>("short_conv");
+        registry.insert::<StripedHyenaConfig>("stripedhyena");
         registry
     }
 

@@ -16,6 +16,7 @@ type Case = (&'static str, Box<dyn MixerConfig>);
 fn cases() -> Vec<Case> {
     let mut cases = Vec::new();
     cases.extend(conformance_cases::attention::cases());
+    cases.extend(conformance_cases::hyena::cases());
     cases.extend(conformance_cases::kan::cases());
     cases.extend(conformance_cases::mamba::cases());
     cases.extend(conformance_cases::mlp::cases());

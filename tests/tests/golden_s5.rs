@@ -33,7 +33,8 @@ fn pairs(state: &Tensor) -> Result<Tensor> {
 
 /// The last state (P, 2) of `x ← Λ̄ x + B̄ u` over the tokens of u (l, d), one number after the other.
 fn recurrence(lambda: &Tensor, b: &Tensor, u: &Tensor) -> Result<Tensor> {
-    let (lambda, b) = (lambda.to_dtype(DType::F64)?.to_vec2::<f64>()?, b.to_dtype(DType::F64)?.to_vec3::<f64>()?);
+    let (lambda, b) =
+        (lambda.to_dtype(DType::F64)?.to_vec2::<f64>()?, b.to_dtype(DType::F64)?.to_vec3::<f64>()?);
     let mut x = vec![vec![0.0; 2]; lambda.len()];
     for u in u.to_dtype(DType::F64)?.to_vec2::<f64>()? {
         for ((x, a), b) in x.iter_mut().zip(&lambda).zip(&b) {
@@ -116,7 +117,10 @@ fn unstable_eigenvalues_are_named_or_clipped() -> Result<()> {
             Ok(y) => assert!(clip_eigs && y.sum_all()?.to_scalar::<f32>()?.is_finite()),
             Err(e) => {
                 let text = e.to_string();
-                assert!(!clip_eigs && text.contains("Lambda_re[1] is 40") && text.contains("clip_eigs"), "{text}");
+                assert!(
+                    !clip_eigs && text.contains("Lambda_re[1] is 40") && text.contains("clip_eigs"),
+                    "{text}"
+                );
             }
         }
     }
@@ -184,7 +188,8 @@ fn banks_share_one_state() -> Result<()> {
 fn dynamics_have_a_learning_rate_of_their_own() -> Result<()> {
     let layer = seeded(&S5Config::default(), 8, DType::BF16)?;
     for group in layer.parameter_groups() {
-        let dynamics = ["Lambda_re", "Lambda_im", "log_step", "B"].iter().any(|n| group.name == format!("seq.{n}"));
+        let dynamics =
+            ["Lambda_re", "Lambda_im", "log_step", "B"].iter().any(|n| group.name == format!("seq.{n}"));
         assert_eq!(group.lr_scale != 1.0, dynamics, "{}", group.name);
         if dynamics {
             assert!(!group.weight_decay && group.full_precision, "{}", group.name);

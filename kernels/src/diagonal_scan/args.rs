@@ -49,7 +49,8 @@ impl<'a> DiagonalScan<'a> {
             (false, false) => shape(OP, "a", self.a, &[p], "(p), or (b, l, p) as x")?,
         }
         let segments = segments(OP, b, l, self.cu_seqlens)?;
-        let dims = Dims { b, l, p, planes: 1 + usize::from(complex), varying, reverse: self.reverse, segments };
+        let dims =
+            Dims { b, l, p, planes: 1 + usize::from(complex), varying, reverse: self.reverse, segments };
         optional(OP, "initial_state", self.initial_state, &dims.states_shape(), "one a sequence")?;
         Ok(dims)
     }

@@ -102,11 +102,10 @@ impl<'a> LongConv<'a> {
 pub(super) fn prepared(args: &LongConv, work: DType) -> Result<[Option<Tensor>; 4]> {
     let rows = |t: &Tensor| host::in_rows(&t.to_dtype(work)?, 2);
     let k = args.k.to_dtype(work)?;
-    let dense = k.is_contiguous() || k.t()?.is_contiguous();
     let bias = args.bias.map(|t| t.to_dtype(work)?.contiguous()).transpose()?;
     Ok([
         Some(rows(args.u)?),
-        Some(if dense { k } else { k.contiguous()? }),
+        Some(if k.is_contiguous() { k } else { host::in_rows(&k.t()?, 1)?.t()? }),
         bias,
         args.history.map(rows).transpose()?,
     ])

@@ -1,13 +1,13 @@
 //! Norms over the features of each token.
 
-use candle_core::{Result, Tensor};
+use candle_core::{D, Result, Tensor};
 use schemars::JsonSchema;
 use semisep_kernels::{gated_rms_norm, layer_norm, rms_norm};
 use serde::{Deserialize, Serialize};
 
 use crate::{Init, VarBuilder};
 
-/// The two norms.
+/// The norms.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum NormKind {
@@ -16,6 +16,9 @@ pub enum NormKind {
     Rms,
     /// `(x - mean) / √(var + eps) · w + b` (Ba et al. 2016).
     Layer,
+    /// `x / (√(mean x²) + eps) · w`: eps outside of the root (StripedHyena).
+    #[serde(rename = "rms_outside")]
+    RmsOutside,
 }
 
 /// `norm = { kind = "rms", eps = 1e-5 }`
@@ -24,7 +27,7 @@ pub enum NormKind {
 pub struct NormConfig {
     /// Which norm.
     pub kind: NormKind,
-    /// Added under the root.
+    /// Added under the root, or to it.
     pub eps: f64,
 }
 
@@ -63,7 +66,18 @@ impl Norm {
         match self.config.kind {
             NormKind::Rms => rms_norm(x, Some(&self.weight), self.config.eps, self.weight.elem_count()),
             NormKind::Layer => layer_norm(x, Some(&self.weight), self.bias.as_ref(), self.config.eps),
+            NormKind::RmsOutside => self.rms_outside(x),
         }
+    }
+}
+
+impl Norm {
+    fn rms_outside(&self, x: &Tensor) -> Result<Tensor> {
+        /// Keeps the root differentiable where all features are zero.
+        const TINY: f64 = 1e-30;
+        let wide = x.to_dtype(self.weight.dtype())?;
+        let root = (wide.sqr()?.mean_keepdim(D::Minus1)? + TINY)?.sqrt()?;
+        wide.broadcast_div(&(root + self.config.eps)?)?.broadcast_mul(&self.weight)?.to_dtype(x.dtype())
     }
 }
 

@@ -171,11 +171,15 @@ impl MixerConfig for S5Config {
             let block = self.d_state / self.blocks;
             if self.conj_sym && !block.is_multiple_of(2) {
                 let found = format!("expected pairs of states in each block, found {block} states");
-                issues.push(Issue::new("d_state", found).help("an even d_state / blocks, or conj_sym = false"));
+                issues
+                    .push(Issue::new("d_state", found).help("an even d_state / blocks, or conj_sym = false"));
             }
             if block > MAX_BLOCK {
                 let found = format!("expected blocks of at most {MAX_BLOCK} states, found {block}");
-                issues.push(Issue::new("blocks", found).help(format!("blocks = {}", self.d_state.div_ceil(MAX_BLOCK))));
+                issues.push(
+                    Issue::new("blocks", found)
+                        .help(format!("blocks = {}", self.d_state.div_ceil(MAX_BLOCK))),
+                );
             }
         }
         issues

@@ -105,7 +105,8 @@ fn ql(d: &mut [f64], e: &mut [f64], z: &mut [f64]) {
     for l in 0..n {
         // Thirty rounds an eigenvalue are more than ever needed; the bound keeps a NaN from going round for ever.
         for _ in 0..64 {
-            let small = |m: usize| e[m].abs() <= f64::EPSILON * (d[m].abs() + d[m + 1].abs()).max(1e-3 * scale);
+            let small =
+                |m: usize| e[m].abs() <= f64::EPSILON * (d[m].abs() + d[m + 1].abs()).max(1e-3 * scale);
             let m = (l..n - 1).find(|&m| small(m)).unwrap_or(n - 1);
             if m == l {
                 break;

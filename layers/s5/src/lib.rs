@@ -63,9 +63,8 @@ impl S5 {
     pub fn new(d_model: usize, config: &S5Config, vb: &VarBuilder) -> Result<Self> {
         let core = if config.bare() { vb.clone() } else { vb.pp("seq") };
         let core = Core::new(d_model, config, None, &core)?;
-        let dense = |name: &str, wanted: bool| {
-            wanted.then(|| Dense::new(d_model, d_model, &vb.pp(name))).transpose()
-        };
+        let dense =
+            |name: &str, wanted: bool| wanted.then(|| Dense::new(d_model, d_model, &vb.pp(name))).transpose();
         let norm = |vb: VarBuilder| -> Result<(Tensor, Tensor)> {
             Ok((vb.get_f32(d_model, "scale", Init::ONES)?, vb.get_f32(d_model, "bias", Init::ZEROS)?))
         };
@@ -160,7 +159,9 @@ impl Mixer for S5 {
 
     fn matrix(&self, u: &Tensor) -> Result<Option<Mixing>> {
         let u = match (&self.norm, self.config.prenorm) {
-            (Some((scale, bias)), Some(true)) => layer_norm(u, Some(scale), Some(bias), self.config.norm_eps)?,
+            (Some((scale, bias)), Some(true)) => {
+                layer_norm(u, Some(scale), Some(bias), self.config.norm_eps)?
+            }
             _ => u.clone(),
         };
         self.core.matrix(&u)

@@ -168,7 +168,10 @@ impl Core {
                     *last = 1;
                 }
                 if given.dims() != want {
-                    bail!("{KIND}: `{INTERVALS}` has shape {:?}, expected {want:?}, as the input", given.dims());
+                    bail!(
+                        "{KIND}: `{INTERVALS}` has shape {:?}, expected {want:?}, as the input",
+                        given.dims()
+                    );
                 }
                 given.to_dtype(state_dtype(self.dtype)).map(Some)
             }
@@ -178,12 +181,7 @@ impl Core {
     }
 
     /// Decays and inputs of the scan for u (.., d): (2, P) or (.., 2, P), and (.., 2, P).
-    fn drive(
-        &self,
-        u: &Tensor,
-        intervals: Option<&Tensor>,
-        discrete: &Discrete,
-    ) -> Result<(Tensor, Tensor)> {
+    fn drive(&self, u: &Tensor, intervals: Option<&Tensor>, discrete: &Discrete) -> Result<(Tensor, Tensor)> {
         let p = self.config.held();
         let mut shape = u.dims().to_vec();
         shape.pop();
@@ -363,7 +361,9 @@ impl Mixer for Core {
         let (rows, d, p) = (batch * seqlen, self.d_model, self.config.held());
         let (outputs, directions) = (self.banks.unwrap_or(1) * d, self.c.len());
         // Input map, complex multiply-adds, readout, skip; the projected step size beside them.
-        let token = 4 * p * d + directions * (8 * p + 4 * p * outputs) + 2 * outputs
+        let token = 4 * p * d
+            + directions * (8 * p + 4 * p * outputs)
+            + 2 * outputs
             + if self.dt_proj.is_some() { 2 * d + 20 * p } else { 0 };
         let size = state_dtype(self.dtype).size_in_bytes();
         let parameters: u64 = self.groups.iter().map(|g| g.elements() as u64).sum();

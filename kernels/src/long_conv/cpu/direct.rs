@@ -113,18 +113,33 @@ fn convolve_from<T: Real>(out: &mut [[T; LANES]], a: &[[T; LANES]], b: &[[T; LAN
                 let first = (at - (rows - 1)).max(0);
                 let last = (at + TILE as isize).clamp(first, (a.len() as isize).max(first));
                 let mut sums = [[T::ZERO; LANES]; TILE];
+                let [s0, s1, s2, s3, s4, s5, s6, s7] = &mut sums;
                 for j in first..last {
-                    let a = &a[j as usize];
                     let start = (at - j + TILE as isize) as usize;
-                    let Some(b) = b.get(start..start + TILE) else { continue };
-                    for (sum, b) in sums.iter_mut().zip(b) {
-                        for c in 0..LANES {
-                            sum[c] = Real::mul_add(a[c], b[c], sum[c]);
-                        }
-                    }
+                    let Some(Ok(b)) = b.get(start..start + TILE).map(<&[[T; LANES]; TILE]>::try_from) else {
+                        continue;
+                    };
+                    let a = &a[j as usize];
+                    // Written out: as a loop over the tile it would not stay in registers.
+                    add(s0, a, &b[0]);
+                    add(s1, a, &b[1]);
+                    add(s2, a, &b[2]);
+                    add(s3, a, &b[3]);
+                    add(s4, a, &b[4]);
+                    add(s5, a, &b[5]);
+                    add(s6, a, &b[6]);
+                    add(s7, a, &b[7]);
                 }
                 out.copy_from_slice(&sums[..out.len()]);
             }
         },
     );
+}
+
+/// `sum += a ⊙ b`
+#[inline(always)]
+fn add<T: Real>(sum: &mut [T; LANES], a: &[T; LANES], b: &[T; LANES]) {
+    for c in 0..LANES {
+        sum[c] = Real::mul_add(a[c], b[c], sum[c]);
+    }
 }
