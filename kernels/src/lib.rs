@@ -26,6 +26,7 @@ pub mod long_conv;
 pub mod machine;
 mod norm;
 mod parts;
+mod phase;
 mod rotary;
 mod segments;
 pub mod selective_scan;
@@ -50,6 +51,7 @@ pub use host::{set_threads, state_dtype};
 pub use linear::linear;
 pub use long_conv::{ConvMethod, LongConv, long_conv};
 pub use norm::{gated_rms_norm, layer_norm, rms_norm};
+pub use phase::{phase_scan, turn_by_phase};
 pub use rotary::{RotaryLayout, rotary};
 pub use selective_scan::{SelectiveScan, SelectiveStateUpdate, selective_scan, selective_state_update};
 pub use ssd::{
@@ -63,4 +65,5 @@ pub mod naive {
     pub use crate::gate::naive::{activation, gated_activation};
     pub use crate::linear::naive::linear;
     pub use crate::norm::naive::{gated_rms_norm, layer_norm, rms_norm};
+    pub use crate::phase::naive::{phase_scan, turn_by_phase};
 }

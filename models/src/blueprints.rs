@@ -19,6 +19,7 @@ const SHIPPED: &[(&str, &str)] = &[
     ("mamba2-hybrid", include_str!("../../blueprints/mamba2-hybrid.toml")),
     ("mamba2-hybrid-mlp-2.7b", include_str!("../../blueprints/mamba2-hybrid-mlp-2.7b.toml")),
     ("mamba2attn-2.7b", include_str!("../../blueprints/mamba2attn-2.7b.toml")),
+    ("mamba3", include_str!("../../blueprints/mamba3.toml")),
     ("retnet", include_str!("../../blueprints/retnet.toml")),
     ("s5", include_str!("../../blueprints/s5.toml")),
     ("s6", include_str!("../../blueprints/s6.toml")),

@@ -18,6 +18,7 @@ use semisep_hyena::{HyenaConfig, StripedHyenaConfig};
 use semisep_kan::KanConfig;
 use semisep_mamba1::Mamba1Config;
 use semisep_mamba2::Mamba2Config;
+use semisep_mamba3::Mamba3Config;
 use semisep_retnet::RetNetConfig;
 use semisep_s5::S5Config;
 use semisep_s6::S6Config;
@@ -77,6 +78,7 @@ impl Registry {
         registry.insert::<KanConfig>("kan");
         registry.insert::<Mamba1Config>("mamba1");
         registry.insert::<Mamba2Config>("mamba2");
+        registry.insert::<Mamba3Config>("mamba3");
         registry.insert::<MlpConfig>("mlp");
         registry.insert::<RetNetConfig>("retnet");
         registry.insert::<S5Config>("s5");

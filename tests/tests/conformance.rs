@@ -19,6 +19,7 @@ fn cases() -> Vec<Case> {
     cases.extend(conformance_cases::hyena::cases());
     cases.extend(conformance_cases::kan::cases());
     cases.extend(conformance_cases::mamba::cases());
+    cases.extend(conformance_cases::mamba3::cases());
     cases.extend(conformance_cases::mlp::cases());
     cases.extend(conformance_cases::retnet::cases());
     cases.extend(conformance_cases::s5::cases());

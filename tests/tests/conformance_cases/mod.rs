@@ -4,6 +4,7 @@ pub(crate) mod attention;
 pub(crate) mod hyena;
 pub(crate) mod kan;
 pub(crate) mod mamba;
+pub(crate) mod mamba3;
 pub(crate) mod mlp;
 pub(crate) mod retnet;
 pub(crate) mod s5;
