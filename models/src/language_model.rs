@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 
 use candle_core::{DType, Device, IndexOp, Result, Tensor, bail};
-use semisep_core::{Cost, Init, Norm, ParameterGroup, State, VarBuilder};
+use semisep_core::{Cost, Init, Mixer, Norm, ParameterGroup, State, VarBuilder};
 
 use crate::normal::{Architecture, ModelConfig};
 use crate::stack::{Stack, scaled};
@@ -120,6 +120,21 @@ impl LanguageModel {
         }
         let x = self.stack.forward(x, self.activation, states, cu_seqlens)?;
         self.norm.forward(&x)
+    }
+
+    /// Shows every mixer with its input, while ids (b, l) u32 run through the model from a zero state: `see` gets the
+    /// mixer's place in [`Stack::mixers`], the mixer, and the input (b, l, d). One input exists at a time.
+    ///
+    /// # Errors
+    /// As for [`LanguageModel::forward`], or if `see` fails.
+    pub fn visit(
+        &self,
+        ids: &Tensor,
+        see: &mut dyn FnMut(usize, &dyn Mixer, &Tensor) -> Result<()>,
+    ) -> Result<()> {
+        let (b, l) = ids.dims2()?;
+        let x = self.embed(&ids.flatten_all()?)?.reshape((b, l, self.config.d_model))?;
+        self.stack.visit(x, self.activation, see).map(|_| ())
     }
 
     /// The head: (..., d) -> (..., V), f32 (f64 in an f64 model).

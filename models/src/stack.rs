@@ -91,6 +91,26 @@ impl Stack {
         })
     }
 
+    /// The parallel form from a zero state; before each mixer runs, `see` gets its place in [`Stack::mixers`], the mixer and
+    /// its input.
+    ///
+    /// # Errors
+    /// If a layer fails or `see` does; the error names the layer.
+    pub fn visit(
+        &self,
+        x: Tensor,
+        dtype: DType,
+        see: &mut dyn FnMut(usize, &dyn Mixer, &Tensor) -> Result<()>,
+    ) -> Result<Tensor> {
+        let (mut next, mut shared) = (0, Shared::default());
+        shared.set(Shared::EMBEDDING, x.to_dtype(dtype)?);
+        self.run(x, dtype, &mut |mixer, x| {
+            see(next, mixer, x)?;
+            next += 1;
+            mixer.forward(x, &mut Context { shared: Some(&mut shared), ..Context::default() })
+        })
+    }
+
     fn run(
         &self,
         mut x: Tensor,

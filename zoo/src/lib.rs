@@ -6,6 +6,7 @@ pub mod cli;
 mod error;
 pub mod files;
 pub mod import;
+pub mod inspect;
 pub mod load;
 pub mod text;
 pub mod tokenizer;

@@ -7,6 +7,7 @@ mod bench;
 mod check;
 mod describe;
 mod generate;
+mod inspect;
 mod model;
 mod verify;
 
@@ -35,6 +36,7 @@ enum Command {
     Check(check::Args),
     Describe(describe::Args),
     Bench(bench::Args),
+    Inspect(inspect::Args),
     Verify(verify::Args),
     Generate(generate::Args),
 }
@@ -45,6 +47,7 @@ impl Command {
             Self::Check(args) => args.run(),
             Self::Describe(args) => args.run(),
             Self::Bench(args) => args.run(),
+            Self::Inspect(args) => args.run(),
             Self::Verify(args) => args.run(),
             Self::Generate(args) => args.run(),
         }
