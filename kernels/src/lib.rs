@@ -14,16 +14,19 @@ pub mod attention;
 mod bspline;
 pub mod causal_conv1d;
 mod check;
+mod complex;
 pub mod cuda;
 pub mod decay_scan;
 pub mod delta_scan;
 pub mod diagonal_scan;
+pub mod dplr_kernel;
 mod gate;
 mod host;
 mod inplace;
 mod linear;
 pub mod long_conv;
 pub mod machine;
+pub mod modal_scan;
 mod norm;
 mod parts;
 mod phase;
@@ -40,16 +43,19 @@ pub use bspline::bspline_basis;
 pub use causal_conv1d::{
     CausalConv1d, CausalConv1dGrads, causal_conv1d, causal_conv1d_backward, causal_conv1d_update,
 };
+pub use complex::Complex;
 pub use decay_scan::{DecayScan, DecayStateUpdate, decay_scan, decay_state_update};
 pub use delta_scan::{
     DeltaScan, DeltaUpdate, GatedDeltaRule, GatedDeltaRuleUpdate, delta_scan, delta_update, gated_delta_rule,
     gated_delta_rule_update,
 };
 pub use diagonal_scan::{DiagonalScan, diagonal_scan, diagonal_state_update};
+pub use dplr_kernel::{DplrKernel, dplr_kernel};
 pub use gate::{Activation, activation, gated_activation};
 pub use host::{set_threads, state_dtype};
 pub use linear::linear;
 pub use long_conv::{ConvMethod, LongConv, long_conv};
+pub use modal_scan::{ModalScan, ModalSystem, modal_scan, modal_update};
 pub use norm::{gated_rms_norm, layer_norm, rms_norm};
 pub use phase::{phase_scan, turn_by_phase};
 pub use rotary::{RotaryLayout, rotary};

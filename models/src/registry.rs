@@ -20,6 +20,7 @@ use semisep_mamba1::Mamba1Config;
 use semisep_mamba2::Mamba2Config;
 use semisep_mamba3::Mamba3Config;
 use semisep_retnet::RetNetConfig;
+use semisep_s4::{S4Config, S4dConfig};
 use semisep_s5::S5Config;
 use semisep_s6::S6Config;
 use semisep_short_conv::ShortConvConfig;
@@ -81,6 +82,8 @@ impl Registry {
         registry.insert::<Mamba3Config>("mamba3");
         registry.insert::<MlpConfig>("mlp");
         registry.insert::<RetNetConfig>("retnet");
+        registry.insert::<S4Config>("s4");
+        registry.insert::<S4dConfig>("s4d");
         registry.insert::<S5Config>("s5");
         registry.insert::<S6Config>("s6");
         registry.insert::<ShortConvConfig>("short_conv");

@@ -66,6 +66,13 @@ impl Case {
         }
     }
 
+    /// The same record with another tensor under this full name.
+    pub fn replaced(&self, name: &str, tensor: Tensor) -> Self {
+        let mut tensors = self.tensors.clone();
+        tensors.insert(name.into(), tensor);
+        Self { name: self.name.clone(), config: self.config.clone(), tensors }
+    }
+
     /// Input `in.{name}` as a variable.
     ///
     /// # Errors

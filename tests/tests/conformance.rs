@@ -22,6 +22,7 @@ fn cases() -> Vec<Case> {
     cases.extend(conformance_cases::mamba3::cases());
     cases.extend(conformance_cases::mlp::cases());
     cases.extend(conformance_cases::retnet::cases());
+    cases.extend(conformance_cases::s4::cases());
     cases.extend(conformance_cases::s5::cases());
     cases.extend(conformance_cases::s6::cases());
     cases.extend(conformance_cases::short_conv::cases());

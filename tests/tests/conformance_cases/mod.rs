@@ -7,6 +7,7 @@ pub(crate) mod mamba;
 pub(crate) mod mamba3;
 pub(crate) mod mlp;
 pub(crate) mod retnet;
+pub(crate) mod s4;
 pub(crate) mod s5;
 pub(crate) mod s6;
 pub(crate) mod short_conv;

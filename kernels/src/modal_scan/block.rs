@@ -1,0 +1,196 @@
+//! Channels side by side in vector lanes: the unit of work of the forward and the backward scan.
+
+use super::args::Sizes;
+use super::SystemView;
+use crate::simd::Real;
+
+/// Channels of a block.
+pub(super) const W: usize = 16;
+
+/// One number a channel.
+pub(super) type Lanes<T> = [T; W];
+
+/// Real and imaginary part of one mode.
+pub(super) type Pair<T> = [Lanes<T>; 2];
+
+/// The systems of up to [`W`] channels, or their gradients; lanes past the last channel hold zeros.
+pub(super) struct Block<T> {
+    /// First channel, and how many there are.
+    pub(super) first: usize,
+    pub(super) len: usize,
+    pub(super) sizes: Sizes,
+    /// `Λ - 1`, (n).
+    pub(super) poles: Vec<Pair<T>>,
+    /// (n)
+    pub(super) input: Vec<Pair<T>>,
+    /// `2 Re C, -2 Im C`, (c, n): what the parts of the state are multiplied by.
+    pub(super) output: Vec<Pair<T>>,
+    /// (r, n)
+    pub(super) left: Vec<Pair<T>>,
+    /// `2 Re Q, -2 Im Q`, (r, n).
+    pub(super) right: Vec<Pair<T>>,
+    /// (c)
+    pub(super) skip: Vec<Lanes<T>>,
+}
+
+/// All zeros.
+pub(super) fn zero<T: Real>() -> Pair<T> {
+    [[T::ZERO; W]; 2]
+}
+
+impl<T: Real> Block<T> {
+    pub(super) fn new(v: &SystemView<'_>, sizes: Sizes, first: usize) -> Self {
+        let len = W.min(sizes.d - first);
+        let mut block = Self::zeros(sizes, first, len);
+        let Sizes { d, p, n, .. } = sizes;
+        let fill = |out: &mut [Pair<T>], values: &[f64], change: fn(f64, f64) -> [f64; 2]| {
+            for (k, rows) in out.chunks_exact_mut(n).enumerate() {
+                for lane in 0..len {
+                    let system = k * p + (first + lane) / (d / p);
+                    let values = &values[system * n * 2..][..n * 2];
+                    for (mode, value) in rows.iter_mut().zip(values.chunks_exact(2)) {
+                        let [re, im] = change(value[0], value[1]);
+                        mode[0][lane] = T::real(re);
+                        mode[1][lane] = T::real(im);
+                    }
+                }
+            }
+        };
+        fill(&mut block.poles, v.poles, |re, im| [re - 1.0, im]);
+        fill(&mut block.input, v.input, |re, im| [re, im]);
+        fill(&mut block.output, v.output, |re, im| [2.0 * re, -2.0 * im]);
+        fill(&mut block.left, v.left, |re, im| [re, im]);
+        fill(&mut block.right, v.right, |re, im| [2.0 * re, -2.0 * im]);
+        if let Some(skip) = v.skip {
+            for (k, lanes) in block.skip.iter_mut().enumerate() {
+                for (lane, out) in lanes[..len].iter_mut().enumerate() {
+                    *out = T::real(skip[k * p + (first + lane) / (d / p)]);
+                }
+            }
+        }
+        block
+    }
+
+    pub(super) fn zeros(sizes: Sizes, first: usize, len: usize) -> Self {
+        let Sizes { n, c, rank, .. } = sizes;
+        let pairs = |count: usize| vec![zero(); count];
+        Self {
+            first,
+            len,
+            sizes,
+            poles: pairs(n),
+            input: pairs(n),
+            output: pairs(c * n),
+            left: pairs(rank * n),
+            right: pairs(rank * n),
+            skip: vec![[T::ZERO; W]; c],
+        }
+    }
+
+    /// This block's part of a row of channels.
+    #[inline(always)]
+    pub(super) fn load(&self, row: &[T]) -> Lanes<T> {
+        let row = &row[self.first..self.first + self.len];
+        match row.first_chunk::<W>() {
+            Some(full) => *full,
+            None => {
+                let mut lanes = [T::ZERO; W];
+                lanes[..row.len()].copy_from_slice(row);
+                lanes
+            }
+        }
+    }
+
+    /// This block's part of one sequence's state (d, n, 2), turned; zeros if there is none.
+    #[inline(always)]
+    pub(super) fn load_state(&self, state: Option<&[T]>, h: &mut [Pair<T>]) {
+        h.fill(zero());
+        let Some(state) = state else { return };
+        let n = self.sizes.n;
+        for (lane, values) in state[self.first * n * 2..][..self.len * n * 2].chunks_exact(n * 2).enumerate() {
+            for (mode, value) in h.iter_mut().zip(values.chunks_exact(2)) {
+                mode[0][lane] = value[0];
+                mode[1][lane] = value[1];
+            }
+        }
+    }
+
+    /// Writes a turned state to this block's part of (d, n, 2), given alone.
+    #[inline(always)]
+    pub(super) fn store_state(&self, h: &[Pair<T>], state: &mut [T]) {
+        for (lane, values) in state.chunks_exact_mut(self.sizes.n * 2).enumerate() {
+            for (value, mode) in values.chunks_exact_mut(2).zip(h) {
+                value[0] = mode[0][lane];
+                value[1] = mode[1][lane];
+            }
+        }
+    }
+
+    /// One token of a diagonal bank: the state after it in `next`, and the first output without the skip.
+    #[inline(always)]
+    pub(super) fn advance(&self, h: &[Pair<T>], next: &mut [Pair<T>], u: &Lanes<T>) -> Lanes<T> {
+        let mut y = zero();
+        let modes = h.iter().zip(next).zip(&self.poles).zip(&self.input).zip(&self.output);
+        for ((((h, next), a), b), c) in modes {
+            for j in 0..W {
+                let (re, im) = (h[0][j], h[1][j]);
+                let moved = Real::mul_add(b[0][j], u[j], re) + Real::mul_add(a[0][j], re, -(a[1][j] * im));
+                let turned = Real::mul_add(b[1][j], u[j], im) + Real::mul_add(a[0][j], im, a[1][j] * re);
+                next[0][j] = moved;
+                next[1][j] = turned;
+                y[0][j] = Real::mul_add(c[0][j], moved, y[0][j]);
+                y[1][j] = Real::mul_add(c[1][j], turned, y[1][j]);
+            }
+        }
+        std::array::from_fn(|j| y[0][j] + y[1][j])
+    }
+
+    /// The correction's part of one token: `next -= P g` with `g = 2 Re Qᵀ h`, left in `g`.
+    #[inline(always)]
+    pub(super) fn correct(&self, h: &[Pair<T>], next: &mut [Pair<T>], g: &mut [Lanes<T>]) {
+        let n = self.sizes.n;
+        for (k, g) in g.iter_mut().enumerate() {
+            *g = read(&self.right[k * n..][..n], h);
+            for (next, p) in next.iter_mut().zip(&self.left[k * n..][..n]) {
+                for part in 0..2 {
+                    for j in 0..W {
+                        next[part][j] = Real::mul_add(-p[part][j], g[j], next[part][j]);
+                    }
+                }
+            }
+        }
+    }
+
+    /// One token: the state after it in `next`, and its outputs handed to `out`; `g` holds one row a rank.
+    #[inline(always)]
+    pub(super) fn token(
+        &self,
+        h: &[Pair<T>],
+        next: &mut [Pair<T>],
+        u: &Lanes<T>,
+        g: &mut [Lanes<T>],
+        mut out: impl FnMut(usize, Lanes<T>),
+    ) {
+        let n = self.sizes.n;
+        let first = self.advance(h, next, u);
+        self.correct(h, next, g);
+        for (k, skip) in self.skip.iter().enumerate() {
+            let y = if k == 0 && g.is_empty() { first } else { read(&self.output[k * n..][..n], next) };
+            out(k, std::array::from_fn(|j| Real::mul_add(skip[j], u[j], y[j])));
+        }
+    }
+}
+
+/// `Σ_n weights[n] · h[n]` over both parts.
+#[inline(always)]
+pub(super) fn read<T: Real>(weights: &[Pair<T>], h: &[Pair<T>]) -> Lanes<T> {
+    let mut sums = zero();
+    for (w, h) in weights.iter().zip(h) {
+        for part in 0..2 {
+            for j in 0..W {
+                sums[part][j] = Real::mul_add(w[part][j], h[part][j], sums[part][j]);
+            }
+        }
+    }
+    std::array::from_fn(|j| sums[0][j] + sums[1][j])
+}
