@@ -129,12 +129,12 @@ fn outputs_filters_steps_and_states() -> Result<()> {
 }
 
 /// The record as the reference differentiated it: a fresh C has been transformed by the first forward pass.
-fn transformed(case: &Case) -> Result<(Case, Recorded)> {
-    let mut recorded = Recorded::new(case)?;
-    if !recorded.low_rank || recorded.options["l_kernel"] != json!(0) {
-        return Ok((case.replaced("", Tensor::zeros((), DType::F32, &Device::Cpu)?), recorded));
+fn transformed(case: Case) -> Result<(Case, Recorded)> {
+    let mut recorded = Recorded::new(&case)?;
+    if recorded.options.get("l_kernel") != Some(&json!(0)) {
+        return Ok((case, recorded));
     }
-    let (layer, _) = recorded.build(case, DType::F64)?;
+    let (layer, _) = recorded.build(&case, DType::F64)?;
     let c = layer.transformed_readout(recorded.length)?;
     recorded.options.insert("l_kernel".into(), json!(recorded.length));
     Ok((case.replaced(&format!("param.{}kernel.C", recorded.prefix()), c), recorded))
@@ -143,8 +143,11 @@ fn transformed(case: &Case) -> Result<(Case, Recorded)> {
 #[test]
 fn gradients_of_everything() -> Result<()> {
     for case in cases("s4", "") {
-        let (case, recorded) = transformed(&case)?;
+        let (case, recorded) = transformed(case)?;
         for (dtype, tolerance, gradients) in LADDER {
+            // Fourier's constant is a pair of modes 2e-4 apart. In 60 digits the recorded gradient of its A_imag turns
+            // out to be off by 3e-9 (ours by half of that): double precision has no more of it.
+            let gradients = gradients.max(if recorded.options.get("init") == Some(&json!("fout")) { 1e-8 } else { 0.0 });
             let (layer, parameters) = recorded.build(&case, dtype)?;
             let x = case.input("x", dtype)?;
             let y = layer.forward(&recorded.turned(x.as_tensor())?, &mut Context::default())?;

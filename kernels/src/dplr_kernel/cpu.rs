@@ -48,15 +48,16 @@ impl Nodes {
     }
 }
 
-/// One channel's coefficients. A pair of conjugate modes together is `(z a - τ b) q` with real a and b, and
-/// `q = 1 / ((z - τ w)(z - τ w̄))`.
+/// One channel's coefficients. Of a pair of conjugate modes, `v f⁻¹ + v̄ g⁻¹ = Re v (f⁻¹ + g⁻¹) + Im v i (f⁻¹ - g⁻¹)`
+/// with `f = z - τ w`, `g = z - τ w̄`: two real factors for each product v = X_i Y_j. (One fraction for the pair would
+/// be cheaper, and wrong where both modes come near a node.)
 struct Channel {
     n: usize,
     /// X (1 + r) and Y (c + r), mode by mode.
     x: Vec<Vec<C64>>,
     y: Vec<Vec<C64>>,
     w: Vec<C64>,
-    /// `2 Re v` and `2 Re v w̄` of the products v = X_i Y_j: (n, rows · columns).
+    /// Real and imaginary part of every product: (n, rows · columns).
     a: Vec<f64>,
     b: Vec<f64>,
 }
@@ -72,12 +73,12 @@ impl Channel {
         let y: Vec<Vec<C64>> = (0..dims.c + dims.rank).map(|j| part(y, j)).collect();
         let w = part(w, 0);
         let (mut a, mut b) = (Vec::new(), Vec::new());
-        for (mode, w) in w.iter().enumerate() {
+        for mode in 0..n {
             for x in &x {
                 for y in &y {
                     let v = x[mode] * y[mode];
-                    a.push(2.0 * v.re);
-                    b.push(2.0 * (v * w.conj()).re);
+                    a.push(v.re);
+                    b.push(v.im);
                 }
             }
         }
@@ -88,52 +89,53 @@ impl Channel {
         self.x.len() * self.y.len()
     }
 
-    /// `q` of one mode, and its two factors.
+    /// `1 / f` and `1 / g` of one mode.
     #[inline(always)]
-    fn resolvent(&self, mode: usize, z: &Lanes, tau: &Lanes) -> (Lanes, Lanes, Lanes) {
+    fn resolvent(&self, mode: usize, z: &Lanes, tau: &Lanes) -> (Lanes, Lanes) {
         let w = self.w[mode];
-        let (mut q, mut f, mut g) = (ZERO, ZERO, ZERO);
-        for j in 0..W {
-            let (tr, ti) = (tau[0][j], tau[1][j]);
-            f[0][j] = z[0][j] - (tr * w.re - ti * w.im);
-            f[1][j] = z[1][j] - (tr * w.im + ti * w.re);
-            g[0][j] = z[0][j] - (tr * w.re + ti * w.im);
-            g[1][j] = z[1][j] - (ti * w.re - tr * w.im);
-            let re = f[0][j] * g[0][j] - f[1][j] * g[1][j];
-            let im = f[0][j] * g[1][j] + f[1][j] * g[0][j];
-            let norm = 1.0 / (re * re + im * im);
-            q[0][j] = re * norm;
-            q[1][j] = -im * norm;
+        let (mut p, mut q) = (ZERO, ZERO);
+        for (out, im) in [(&mut p, w.im), (&mut q, -w.im)] {
+            for j in 0..W {
+                let re = z[0][j] - (tau[0][j] * w.re - tau[1][j] * im);
+                let im = z[1][j] - (tau[0][j] * im + tau[1][j] * w.re);
+                let norm = 1.0 / (re * re + im * im);
+                out[0][j] = re * norm;
+                out[1][j] = -im * norm;
+            }
         }
-        (q, f, g)
+        (p, q)
     }
 
     /// All Cauchy products s at a group of nodes, (rows · columns).
     #[inline(always)]
-    fn cauchy(&self, z: &Lanes, tau: &Lanes, s: &mut [Lanes], sums: &mut [(Lanes, Lanes)]) {
-        sums.fill((ZERO, ZERO));
+    fn cauchy(&self, z: &Lanes, tau: &Lanes, s: &mut [Lanes]) {
+        s.fill(ZERO);
         let m = self.products();
         for mode in 0..self.n {
-            let (q, ..) = self.resolvent(mode, z, tau);
+            let (sum, turned) = pair(self.resolvent(mode, z, tau));
             let (a, b) = (&self.a[mode * m..][..m], &self.b[mode * m..][..m]);
-            for ((sum, &a), &b) in sums.iter_mut().zip(a).zip(b) {
+            for ((s, &a), &b) in s.iter_mut().zip(a).zip(b) {
                 for part in 0..2 {
                     for j in 0..W {
-                        sum.0[part][j] += a * q[part][j];
-                        sum.1[part][j] += b * q[part][j];
+                        s[part][j] += a * sum[part][j] + b * turned[part][j];
                     }
                 }
             }
         }
-        for (s, (alpha, beta)) in s.iter_mut().zip(sums.iter()) {
-            for j in 0..W {
-                s[0][j] = z[0][j] * alpha[0][j] - z[1][j] * alpha[1][j] - tau[0][j] * beta[0][j]
-                    + tau[1][j] * beta[1][j];
-                s[1][j] = z[0][j] * alpha[1][j] + z[1][j] * alpha[0][j] - tau[0][j] * beta[1][j]
-                    - tau[1][j] * beta[0][j];
-            }
-        }
     }
+}
+
+/// `p + q` and `i (p - q)`
+#[inline(always)]
+fn pair((p, q): (Lanes, Lanes)) -> (Lanes, Lanes) {
+    let (mut sum, mut turned) = (ZERO, ZERO);
+    for j in 0..W {
+        sum[0][j] = p[0][j] + q[0][j];
+        sum[1][j] = p[1][j] + q[1][j];
+        turned[0][j] = q[1][j] - p[1][j];
+        turned[1][j] = p[0][j] - q[0][j];
+    }
+    (sum, turned)
 }
 
 /// One lane of a group.
@@ -232,11 +234,11 @@ pub(super) fn forward(dims: &Dims, w: &[f64], x: &[f64], y: &[f64]) -> Result<Ve
 fn spectrum(dims: &Dims, nodes: &Nodes, channel: &Channel) -> Vec<Vec<C64>> {
     let columns = dims.c + dims.rank;
     let mut spectra = vec![Vec::with_capacity(nodes.count); dims.c];
-    let (mut s, mut sums) = (vec![ZERO; channel.products()], vec![(ZERO, ZERO); channel.products()]);
+    let mut s = vec![ZERO; channel.products()];
     for (g, (z, tau)) in nodes.groups.iter().enumerate() {
         vectorized(
             #[inline(always)]
-            || channel.cauchy(z, tau, &mut s, &mut sums),
+            || channel.cauchy(z, tau, &mut s),
         );
         for j in 0..W.min(nodes.count - g * W) {
             let value = woodbury(dims, lane(tau, j), |i, k| lane(&s[i * columns + k], j));
@@ -308,12 +310,11 @@ impl Sums {
             b: vec![[0.0; W]; channel.n * m],
             w: vec![ZERO; channel.n],
         };
-        let (mut s, mut scratch) = (vec![ZERO; m], vec![(ZERO, ZERO); m]);
-        let mut ds = vec![ZERO; m];
+        let (mut s, mut ds) = (vec![ZERO; m], vec![ZERO; m]);
         for (g, (z, tau)) in nodes.groups.iter().enumerate() {
             vectorized(
                 #[inline(always)]
-                || channel.cauchy(z, tau, &mut s, &mut scratch),
+                || channel.cauchy(z, tau, &mut s),
             );
             ds.fill(ZERO);
             for j in 0..W.min(nodes.count - g * W) {
@@ -328,7 +329,7 @@ impl Sums {
             }
             vectorized(
                 #[inline(always)]
-                || sums.add(channel, z, tau, &ds, &mut scratch),
+                || sums.add(channel, z, tau, &ds),
             );
         }
         sums
@@ -336,38 +337,32 @@ impl Sums {
 
     /// A group of nodes: from the gradients of the Cauchy products to those of their coefficients.
     #[inline(always)]
-    fn add(&mut self, channel: &Channel, z: &Lanes, tau: &Lanes, ds: &[Lanes], scratch: &mut [(Lanes, Lanes)]) {
-        for ((alpha, beta), ds) in scratch.iter_mut().zip(ds) {
-            for j in 0..W {
-                alpha[0][j] = z[0][j] * ds[0][j] + z[1][j] * ds[1][j];
-                alpha[1][j] = z[0][j] * ds[1][j] - z[1][j] * ds[0][j];
-                beta[0][j] = -(tau[0][j] * ds[0][j] + tau[1][j] * ds[1][j]);
-                beta[1][j] = -(tau[0][j] * ds[1][j] - tau[1][j] * ds[0][j]);
-            }
-        }
+    fn add(&mut self, channel: &Channel, z: &Lanes, tau: &Lanes, ds: &[Lanes]) {
         let m = channel.products();
         for mode in 0..channel.n {
-            let (q, f, g) = channel.resolvent(mode, z, tau);
-            let mut dq = ZERO;
-            for (i, (alpha, beta)) in scratch.iter().enumerate() {
+            let (p, q) = channel.resolvent(mode, z, tau);
+            let (sum, turned) = pair((p, q));
+            let (mut da, mut db) = (ZERO, ZERO);
+            for (i, ds) in ds.iter().enumerate() {
                 let at = mode * m + i;
                 for j in 0..W {
-                    self.a[at][j] += q[0][j] * alpha[0][j] + q[1][j] * alpha[1][j];
-                    self.b[at][j] += q[0][j] * beta[0][j] + q[1][j] * beta[1][j];
-                    dq[0][j] += channel.a[at] * alpha[0][j] + channel.b[at] * beta[0][j];
-                    dq[1][j] += channel.a[at] * alpha[1][j] + channel.b[at] * beta[1][j];
+                    self.a[at][j] += sum[0][j] * ds[0][j] + sum[1][j] * ds[1][j];
+                    self.b[at][j] += turned[0][j] * ds[0][j] + turned[1][j] * ds[1][j];
+                    da[0][j] += channel.a[at] * ds[0][j];
+                    da[1][j] += channel.a[at] * ds[1][j];
+                    db[0][j] += channel.b[at] * ds[0][j];
+                    db[1][j] += channel.b[at] * ds[1][j];
                 }
             }
-            // q = 1 / (f g), f = z - τ w, g = z - τ w̄.
-            for j in 0..W {
-                let (q2r, q2i) = (q[0][j] * q[0][j] - q[1][j] * q[1][j], 2.0 * q[0][j] * q[1][j]);
-                let dr = -(q2r * dq[0][j] + q2i * dq[1][j]);
-                let di = -(q2r * dq[1][j] - q2i * dq[0][j]);
-                let (fr, fi) = (g[0][j] * dr + g[1][j] * di, g[0][j] * di - g[1][j] * dr);
-                let (gr, gi) = (f[0][j] * dr + f[1][j] * di, f[0][j] * di - f[1][j] * dr);
-                let (tr, ti) = (tau[0][j], tau[1][j]);
-                self.w[mode][0][j] -= tr * fr + ti * fi + tr * gr + ti * gi;
-                self.w[mode][1][j] -= tr * fi - ti * fr - (tr * gi - ti * gr);
+            // p = 1 / (z - τ w), q = 1 / (z - τ w̄): dw is τ* (p²)* dp, and the conjugate of the same of q.
+            for (r, sign) in [(&p, 1.0), (&q, -1.0)] {
+                for j in 0..W {
+                    let (dr, di) = (da[0][j] + sign * db[1][j], da[1][j] - sign * db[0][j]);
+                    let (r2r, r2i) = (r[0][j] * r[0][j] - r[1][j] * r[1][j], 2.0 * r[0][j] * r[1][j]);
+                    let (tr, ti) = (tau[0][j] * r2r - tau[1][j] * r2i, tau[0][j] * r2i + tau[1][j] * r2r);
+                    self.w[mode][0][j] += tr * dr + ti * di;
+                    self.w[mode][1][j] += sign * (tr * di - ti * dr);
+                }
             }
         }
     }
@@ -378,20 +373,15 @@ impl Sums {
         let (mut dw, mut dx, mut dy) = (zeros(1), zeros(channel.x.len()), zeros(channel.y.len()));
         let m = channel.products();
         for mode in 0..channel.n {
-            let w = channel.w[mode];
-            let mut sum = C64::new(self.w[mode][0].iter().sum(), self.w[mode][1].iter().sum());
             for i in 0..channel.x.len() {
                 for k in 0..channel.y.len() {
                     let at = mode * m + i * channel.y.len() + k;
-                    let (da, db): (f64, f64) = (self.a[at].iter().sum(), self.b[at].iter().sum());
-                    let (x, y) = (channel.x[i][mode], channel.y[k][mode]);
-                    let dv = 2.0 * da + w * (2.0 * db);
-                    sum += x * y * (2.0 * db);
-                    dx[i][mode] += y.conj() * dv;
-                    dy[k][mode] += x.conj() * dv;
+                    let dv = C64::new(self.a[at].iter().sum(), self.b[at].iter().sum());
+                    dx[i][mode] += channel.y[k][mode].conj() * dv;
+                    dy[k][mode] += channel.x[i][mode].conj() * dv;
                 }
             }
-            dw[0][mode] = sum;
+            dw[0][mode] = C64::new(self.w[mode][0].iter().sum(), self.w[mode][1].iter().sum());
         }
         [dw, dx, dy]
     }
