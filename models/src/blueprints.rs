@@ -21,6 +21,8 @@ const SHIPPED: &[(&str, &str)] = &[
     ("mamba2attn-2.7b", include_str!("../../blueprints/mamba2attn-2.7b.toml")),
     ("mamba3", include_str!("../../blueprints/mamba3.toml")),
     ("retnet", include_str!("../../blueprints/retnet.toml")),
+    ("s4", include_str!("../../blueprints/s4.toml")),
+    ("s4d", include_str!("../../blueprints/s4d.toml")),
     ("s5", include_str!("../../blueprints/s5.toml")),
     ("s6", include_str!("../../blueprints/s6.toml")),
     ("transformer", include_str!("../../blueprints/transformer.toml")),
