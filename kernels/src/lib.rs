@@ -55,7 +55,7 @@ pub use gate::{Activation, activation, gated_activation};
 pub use host::{set_threads, state_dtype};
 pub use linear::linear;
 pub use long_conv::{ConvMethod, LongConv, long_conv};
-pub use modal_scan::{ModalScan, ModalSystem, modal_scan, modal_update};
+pub use modal_scan::{ModalScan, ModalSystem, modal_filter, modal_scan, modal_update};
 pub use norm::{gated_rms_norm, layer_norm, rms_norm};
 pub use phase::{phase_scan, turn_by_phase};
 pub use rotary::{RotaryLayout, rotary};

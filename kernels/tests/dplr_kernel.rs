@@ -17,7 +17,12 @@ struct Problem {
 }
 
 impl Problem {
-    fn new(seed: u64, (d, n, c, rank): (usize, usize, usize, usize), period: usize, length: usize) -> Result<Self> {
+    fn new(
+        seed: u64,
+        (d, n, c, rank): (usize, usize, usize, usize),
+        period: usize,
+        length: usize,
+    ) -> Result<Self> {
         let values = |k: u64, shape: &[usize]| random(10 * seed + k, shape, DType::F64);
         let re = (values(0, &[d, n, 1]) * 0.4)?.affine(1.0, -0.5)?;
         let im = (values(1, &[d, n, 1]) * 5.0)?;
@@ -42,14 +47,18 @@ impl Problem {
 #[test]
 fn odd_sizes_match_the_definition() -> Result<()> {
     let shapes = [(3, 4, 1, 1), (2, 7, 2, 2), (1, 3, 1, 0), (2, 5, 3, 3), (20, 1, 1, 1)];
-    for (i, (period, length)) in [(1, 1), (2, 2), (16, 16), (37, 37), (36, 20), (15, 0)].into_iter().enumerate() {
+    for (i, (period, length)) in
+        [(1, 1), (2, 2), (16, 16), (37, 37), (36, 20), (15, 0)].into_iter().enumerate()
+    {
         for (j, shape) in shapes.into_iter().enumerate() {
             let problem = Problem::new((10 * i + j) as u64, shape, period, length)?;
             let (want, want_grads) = problem.solve(naive::dplr_kernel)?;
             let (got, got_grads) = problem.solve(dplr_kernel)?;
             let what = format!("{shape:?}, period {period}, length {length}");
             assert_close(&what, &got, &want, 1e-12);
-            for (name, (got, want)) in ["poles", "left", "right"].iter().zip(got_grads.iter().zip(&want_grads)) {
+            for (name, (got, want)) in
+                ["poles", "left", "right"].iter().zip(got_grads.iter().zip(&want_grads))
+            {
                 assert_close(&format!("{what}: gradient of {name}"), got, want, 1e-11);
             }
         }

@@ -113,7 +113,13 @@ fn compare(what: &str, got: &Solution, want: &Solution, tolerance: (f64, f64)) {
 
 #[test]
 fn odd_sizes_match_the_definition() -> Result<()> {
-    let shapes = [(2, 5, 5, 3, 1, 0), (1, 33, 33, 8, 1, 1), (3, 6, 2, 4, 2, 2), (1, 16, 1, 7, 3, 0), (2, 34, 17, 1, 2, 1)];
+    let shapes = [
+        (2, 5, 5, 3, 1, 0),
+        (1, 33, 33, 8, 1, 1),
+        (3, 6, 2, 4, 2, 2),
+        (1, 16, 1, 7, 3, 0),
+        (2, 34, 17, 1, 2, 1),
+    ];
     for (k, l) in [0, 1, 2, 15, 16, 17, 50].into_iter().enumerate() {
         for (j, (b, d, p, n, c, rank)) in shapes.into_iter().enumerate() {
             let size = Size { b, l, d, p, n, c, rank, options: (k + j) % 3 > 0 };
@@ -141,9 +147,12 @@ fn packed_sequences_match_the_definition() -> Result<()> {
 
 #[test]
 fn tokens_one_by_one_match_the_scan() -> Result<()> {
-    for (rank, c, dtype, tolerance) in
-        [(0, 1, DType::F64, 1e-13), (2, 3, DType::F64, 1e-13), (0, 2, DType::F32, 1e-6), (1, 1, DType::F32, 1e-6)]
-    {
+    for (rank, c, dtype, tolerance) in [
+        (0, 1, DType::F64, 1e-13),
+        (2, 3, DType::F64, 1e-13),
+        (0, 2, DType::F32, 1e-6),
+        (1, 1, DType::F32, 1e-6),
+    ] {
         let size = Size { b: 2, l: 12, d: 34, p: 17, n: 5, c, rank, options: true };
         let problem = Problem::new(9, size, None)?;
         let (want, last, _) = problem.solve(modal_scan, dtype)?;
@@ -169,7 +178,13 @@ fn slow_poles_keep_their_memory_in_f32() -> Result<()> {
     let u = Tensor::zeros((1, 20_000, 1), DType::F32, &cpu)?;
     let (_, state) = modal_scan(&ModalScan {
         u: &u,
-        system: ModalSystem { poles: &poles, input: &one, output: &one.unsqueeze(0)?, low_rank: None, skip: None },
+        system: ModalSystem {
+            poles: &poles,
+            input: &one,
+            output: &one.unsqueeze(0)?,
+            low_rank: None,
+            skip: None,
+        },
         initial_state: Some(&Tensor::new(&[[[[1.0f32, 0.0]]]], &cpu)?),
         cu_seqlens: None,
     })?;

@@ -2,6 +2,7 @@
 
 /// Names and sources, sorted by name.
 const SHIPPED: &[(&str, &str)] = &[
+    ("h3", include_str!("../../blueprints/h3.toml")),
     ("kan-transformer", include_str!("../../blueprints/kan-transformer.toml")),
     ("lfm2", include_str!("../../blueprints/lfm2.toml")),
     ("mamba-1.4b", include_str!("../../blueprints/mamba-1.4b.toml")),

@@ -14,6 +14,7 @@ use std::fmt;
 use schemars::{JsonSchema, Schema, SchemaGenerator};
 use semisep_attention::AttentionConfig;
 use semisep_core::{MixerConfig, MlpConfig};
+use semisep_h3::H3Config;
 use semisep_hyena::{HyenaConfig, StripedHyenaConfig};
 use semisep_kan::KanConfig;
 use semisep_mamba1::Mamba1Config;
@@ -76,6 +77,7 @@ impl Registry {
         let mut registry = Self::new();
         registry.insert::<AttentionConfig>("attention");
         registry.insert::<HyenaConfig>("hyena");
+        registry.insert::<H3Config>("h3");
         registry.insert::<KanConfig>("kan");
         registry.insert::<Mamba1Config>("mamba1");
         registry.insert::<Mamba2Config>("mamba2");

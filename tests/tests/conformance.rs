@@ -17,6 +17,7 @@ fn cases() -> Vec<Case> {
     let mut cases = Vec::new();
     cases.extend(conformance_cases::attention::cases());
     cases.extend(conformance_cases::hyena::cases());
+    cases.extend(conformance_cases::h3::cases());
     cases.extend(conformance_cases::kan::cases());
     cases.extend(conformance_cases::mamba::cases());
     cases.extend(conformance_cases::mamba3::cases());

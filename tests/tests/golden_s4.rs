@@ -147,7 +147,8 @@ fn gradients_of_everything() -> Result<()> {
         for (dtype, tolerance, gradients) in LADDER {
             // Fourier's constant is a pair of modes 2e-4 apart. In 60 digits the recorded gradient of its A_imag turns
             // out to be off by 3e-9 (ours by half of that): double precision has no more of it.
-            let gradients = gradients.max(if recorded.options.get("init") == Some(&json!("fout")) { 1e-8 } else { 0.0 });
+            let gradients =
+                gradients.max(if recorded.options.get("init") == Some(&json!("fout")) { 1e-8 } else { 0.0 });
             let (layer, parameters) = recorded.build(&case, dtype)?;
             let x = case.input("x", dtype)?;
             let y = layer.forward(&recorded.turned(x.as_tensor())?, &mut Context::default())?;

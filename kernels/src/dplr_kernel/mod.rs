@@ -123,8 +123,7 @@ impl tape::Backward for Node {
         let Dims { d, n, c, rank, .. } = self.dims;
         let [w, x, y] = inputs else { bail!("{OP}: expected three inputs") };
         let tensors = [w.as_ref(), x.as_ref(), y.as_ref(), grads[0].as_ref()];
-        let [dw, dx, dy] =
-            with_slices(&tensors, |[w, x, y, dk]| cpu::backward(&self.dims, w, x, y, dk))??;
+        let [dw, dx, dy] = with_slices(&tensors, |[w, x, y, dk]| cpu::backward(&self.dims, w, x, y, dk))??;
         Ok(vec![
             Some(host::tensor(dw, (d, n, 2))),
             Some(host::tensor(dx, (1 + rank, d, n, 2))),

@@ -30,7 +30,8 @@ pub fn dplr_kernel(args: &DplrKernel) -> Result<Tensor> {
     // s[i][j] = Σ_n X_i Y_j q_n, (d, nodes) each
     let mut s: Vec<Vec<Complex>> = Vec::new();
     for i in 0..1 + dims.rank {
-        let row = (0..dims.c + dims.rank).map(|j| x.map(|t| t.get(i))?.mul(&y.map(|t| t.get(j))?)?.mul(&q)?.map(|t| t.sum(1)));
+        let row = (0..dims.c + dims.rank)
+            .map(|j| x.map(|t| t.get(i))?.mul(&y.map(|t| t.get(j))?)?.mul(&q)?.map(|t| t.sum(1)));
         s.push(row.collect::<Result<_>>()?);
     }
     // Woodbury, one rank at a time: r[i][j] - r[i][last] r[last][j] / (1 + r[last][last]), with r = τ s.
@@ -51,9 +52,9 @@ pub fn dplr_kernel(args: &DplrKernel) -> Result<Tensor> {
         .collect();
     let angle = Tensor::from_vec(angle, (nodes, dims.length), device)?;
     let (cos, sin) = (angle.cos()?, angle.sin()?);
-    let filters = s[0][..dims.c].iter().map(|k| {
-        (k.re.matmul(&cos)? - k.im.matmul(&sin)?)?.affine(2.0 / nodes as f64, 0.0)
-    });
+    let filters = s[0][..dims.c]
+        .iter()
+        .map(|k| (k.re.matmul(&cos)? - k.im.matmul(&sin)?)?.affine(2.0 / nodes as f64, 0.0));
     Tensor::stack(&filters.collect::<Result<Vec<_>>>()?, 0)
 }
 

@@ -44,7 +44,8 @@ pub(super) fn gradients<T: Real>(
     let share = count.div_ceil(groups);
     let (mut du, mut dh) = (host::zeros(dims.b * dims.l * d), host::zeros(count * d * n * 2));
     let mut sums: Vec<Option<Block<T>>> = (0..groups * blocks.len()).map(|_| None).collect();
-    let (du_out, dh_out, sums_out) = (Disjoint::new(&mut du), Disjoint::new(&mut dh), Disjoint::new(&mut sums));
+    let (du_out, dh_out, sums_out) =
+        (Disjoint::new(&mut du), Disjoint::new(&mut dh), Disjoint::new(&mut sums));
     host::parallel(groups * blocks.len(), |i| {
         let (group, block) = (i / blocks.len(), &blocks[i % blocks.len()]);
         let mut task = Task::new(v, dims, block, dy, &du_out);
@@ -190,7 +191,13 @@ fn add_scaled<T: Real>(sums: &mut [Pair<T>], values: &[Pair<T>], factor: &Lanes<
 
 /// Gradients of poles and input map, and `λ ← Λᴴ λ`.
 #[inline(always)]
-fn back<T: Real>(block: &Block<T>, sums: &mut Block<T>, adjoint: &mut [Pair<T>], h: &[Pair<T>], u: &Lanes<T>) {
+fn back<T: Real>(
+    block: &Block<T>,
+    sums: &mut Block<T>,
+    adjoint: &mut [Pair<T>],
+    h: &[Pair<T>],
+    u: &Lanes<T>,
+) {
     let grads = sums.poles.iter_mut().zip(&mut sums.input);
     for (((lambda, h), a), (da, db)) in adjoint.iter_mut().zip(h).zip(&block.poles).zip(grads) {
         for j in 0..W {

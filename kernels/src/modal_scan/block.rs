@@ -1,7 +1,7 @@
 //! Channels side by side in vector lanes: the unit of work of the forward and the backward scan.
 
-use super::args::Sizes;
 use super::SystemView;
+use super::args::Sizes;
 use crate::simd::Real;
 
 /// Channels of a block.
@@ -107,7 +107,8 @@ impl<T: Real> Block<T> {
         h.fill(zero());
         let Some(state) = state else { return };
         let n = self.sizes.n;
-        for (lane, values) in state[self.first * n * 2..][..self.len * n * 2].chunks_exact(n * 2).enumerate() {
+        for (lane, values) in state[self.first * n * 2..][..self.len * n * 2].chunks_exact(n * 2).enumerate()
+        {
             for (mode, value) in h.iter_mut().zip(values.chunks_exact(2)) {
                 mode[0][lane] = value[0];
                 mode[1][lane] = value[1];

@@ -20,8 +20,8 @@ mod cpu;
 pub mod naive;
 mod step;
 
-pub use args::{ModalScan, ModalSystem};
 use args::{Dims, Sizes};
+pub use args::{ModalScan, ModalSystem};
 use candle_core::{DType, Result, Shape, Tensor, bail};
 
 use crate::host::{self, Rows, state_dtype};
@@ -62,6 +62,20 @@ pub fn modal_update(state: &Tensor, u: &Tensor, system: &ModalSystem) -> Result<
     let [poles, input, output, left, right, skip] = wide(system)?.map(|t| t.map(|t| t.detach()));
     let inputs = [Some(u_rows), poles, input, output, left, right, skip];
     inplace::update(state, step::Step { sizes, inputs }, u.dtype(), (b, sizes.c, d))
+}
+
+/// The first `length` taps of every system's filters without their skips, `2 Re Cᵀ Ā^t B`: (c, p, length) in f64, what
+/// the systems make of an impulse. Differentiable.
+///
+/// # Errors
+/// If a shape does not fit the others, or the data is not on the CPU.
+pub fn modal_filter(system: &ModalSystem, length: usize) -> Result<Tensor> {
+    let p = system.poles.dim(0)?;
+    let impulse: Vec<f64> = (0..length * p).map(|i| if i < p { 1.0 } else { 0.0 }).collect();
+    let u = Tensor::from_vec(impulse, (1, length, p), system.poles.device())?;
+    let system = ModalSystem { skip: None, ..*system };
+    let (y, _) = modal_scan(&ModalScan { u: &u, system, initial_state: None, cu_seqlens: None })?;
+    y.squeeze(0)?.permute((1, 2, 0))
 }
 
 /// A bank's tensors in f64: poles, input, output, left and right factor, skip.
@@ -111,12 +125,12 @@ fn with_views<T: Real, R>(
     f: impl FnOnce(&Views<T>) -> R,
 ) -> Result<R> {
     let guards: Vec<_> = inputs.iter().map(|t| t.as_ref().map(Tensor::storage_and_layout)).collect();
-    let wide = |k: usize| {
-        guards[k].as_ref().map(|(guard, layout)| host::slice::<f64>(guard, layout)).transpose()
-    };
+    let wide =
+        |k: usize| guards[k].as_ref().map(|(guard, layout)| host::slice::<f64>(guard, layout)).transpose();
     let state = guards.get(7).and_then(Option::as_ref);
     let state = state.map(|(guard, layout)| host::slice::<T>(guard, layout)).transpose()?;
-    let (Some((u, layout)), Some(poles), Some(input), Some(output)) = (&guards[0], wide(1)?, wide(2)?, wide(3)?)
+    let (Some((u, layout)), Some(poles), Some(input), Some(output)) =
+        (&guards[0], wide(1)?, wide(2)?, wide(3)?)
     else {
         bail!("{OP}: u, poles, input and output are needed");
     };

@@ -16,7 +16,8 @@ pub fn modal_scan(args: &ModalScan) -> Result<(Tensor, Tensor)> {
     let full = |t: &Tensor| Complex::from_pairs(&per_channel(t, sizes.d)?, work);
     let system = args.system;
     let (poles, input, output) = (full(system.poles)?, full(system.input)?, full(system.output)?);
-    let low_rank = system.low_rank.map(|(p, q)| Ok::<_, candle_core::Error>((full(p)?, full(q)?))).transpose()?;
+    let low_rank =
+        system.low_rank.map(|(p, q)| Ok::<_, candle_core::Error>((full(p)?, full(q)?))).transpose()?;
     let us = args.u.to_dtype(work)?.flatten(0, 1)?; // (b l, d)
     let (mut outputs, mut states) = (Vec::new(), Vec::new());
     for (k, segment) in dims.segments.iter().enumerate() {

@@ -69,9 +69,8 @@ fn advance<T: Real>(v: &SystemView<'_>, sizes: &Sizes, channel: usize, h: &mut [
         debug_assert!(values.len() >= (k + 1) * p * n * 2);
         (k * p + system) * n * 2..(k * p + system + 1) * n * 2
     };
-    let g: [f64; MAX_RANK] = std::array::from_fn(|k| {
-        if k < rank { twice_real(&v.right[of(v.right, k)], h) } else { 0.0 }
-    });
+    let g: [f64; MAX_RANK] =
+        std::array::from_fn(|k| if k < rank { twice_real(&v.right[of(v.right, k)], h) } else { 0.0 });
     let (poles, input) = (&v.poles[of(v.poles, 0)], &v.input[of(v.input, 0)]);
     for ((h, a), b) in h.chunks_exact_mut(2).zip(poles.chunks_exact(2)).zip(input.chunks_exact(2)) {
         let (re, im) = (wide(h[0]), wide(h[1]));

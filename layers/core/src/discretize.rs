@@ -55,7 +55,9 @@ mod tests {
         assert!((value(&zoh.re)? - (-0.005f64).exp() * 0.02f64.cos()).abs() < 1e-15);
         assert!((value(&zoh_gain.re)? - 0.01).abs() < 1e-4);
         for (a, b) in [(&zoh, &bilinear), (&zoh_gain, &bilinear_gain)] {
-            assert!((value(&a.re)? - value(&b.re)?).abs() < 2e-6 && (value(&a.im)? - value(&b.im)?).abs() < 2e-6);
+            assert!(
+                (value(&a.re)? - value(&b.re)?).abs() < 2e-6 && (value(&a.im)? - value(&b.im)?).abs() < 2e-6
+            );
         }
         Ok(())
     }

@@ -334,10 +334,14 @@ impl Options {
             .map(|(key, t)| Issue::new(key, format!("expected \"exp\" with this format, found {t:?}")))
             .collect();
         if self.n_ssm.is_some() {
-            issues.push(Issue::new("n_ssm", "this format has one system a channel").help("use format = \"block\""));
+            issues.push(
+                Issue::new("n_ssm", "this format has one system a channel").help("use format = \"block\""),
+            );
         }
         if !self.dt_tie {
-            issues.push(Issue::new("dt_tie", "this format has one dt a channel").help("use format = \"block\""));
+            issues.push(
+                Issue::new("dt_tie", "this format has one dt a channel").help("use format = \"block\""),
+            );
         }
         issues
     }

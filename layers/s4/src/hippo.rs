@@ -71,7 +71,9 @@ impl Hippo {
         match self {
             Self::Legs => vec![(0..n).map(half).collect()],
             Self::Fout => vec![(0..n).map(fourier).collect()],
-            Self::Legt => (0..2).map(|odd| (0..n).map(|i| if i % 2 == odd { 0.0 } else { half(i) }).collect()).collect(),
+            Self::Legt => {
+                (0..2).map(|odd| (0..n).map(|i| if i % 2 == odd { 0.0 } else { half(i) }).collect()).collect()
+            }
         }
     }
 }
@@ -155,16 +157,18 @@ mod tests {
                 let largest = dense.iter().flatten().fold(0.0f64, |a, b| a.max(b.abs()));
                 for (i, row) in dense.iter().enumerate() {
                     for (j, want) in row.iter().enumerate() {
-                        let diagonal: f64 = (m.a.iter().zip(&m.v))
-                            .map(|(a, v)| 2.0 * mul(mul(v[i], *a), conj(v[j])).0)
-                            .sum();
+                        let diagonal: f64 =
+                            (m.a.iter().zip(&m.v)).map(|(a, v)| 2.0 * mul(mul(v[i], *a), conj(v[j])).0).sum();
                         // V P is real: the correction as it was before the change of basis.
                         let back = |p: &[C], k: usize| -> f64 {
                             p.iter().zip(&m.v).map(|(p, v)| 2.0 * mul(v[k], *p).0).sum()
                         };
                         let low: f64 = m.p.iter().map(|p| back(p, i) * back(p, j)).sum();
                         let got = diagonal - low;
-                        assert!((got - want).abs() < 1e-12 * largest, "{hippo:?} {n}: [{i},{j}] {got} {want}");
+                        assert!(
+                            (got - want).abs() < 1e-12 * largest,
+                            "{hippo:?} {n}: [{i},{j}] {got} {want}"
+                        );
                     }
                 }
             }

@@ -43,8 +43,8 @@ pub use config::{DiagInit, Format, Pointwise, S4Config, S4dConfig, Transform};
 pub use hippo::Hippo;
 use output::Output;
 use semisep_core::{Context, Cost, Mixer, Mixing, ParameterGroup, State, StateKind, VarBuilder};
-use semisep_kernels::{LongConv, ModalScan, long_conv, modal_scan, modal_update, state_dtype};
-use system::{Discrete, Parameters, impulse_response};
+use semisep_kernels::{LongConv, ModalScan, long_conv, modal_filter, modal_scan, modal_update, state_dtype};
+use system::{Discrete, Parameters};
 
 /// The layer, of either kind.
 pub struct S4 {
@@ -120,7 +120,7 @@ impl S4 {
         if length <= self.parameters.period() {
             return self.parameters.generated(length);
         }
-        impulse_response(&*self.discrete()?, length)
+        modal_filter(&self.discrete()?.view(), length)
     }
 
     /// C as `l_kernel = length` expects it, `C (1 - Ā^length)`: (readouts, d, n, 2) in f64.
@@ -231,7 +231,8 @@ impl Mixer for S4 {
         let map = self.output.as_ref().map_or_else(Cost::default, |o| o.cost(rows, size));
         // A mode and token: the pole 6, the input 4, each rank 8, each readout 4.
         let scan = d * (n * (10 + 8 * rank + 4 * c) + 2 * c);
-        let state = if self.causal() { 2 * batch * d * n * state_dtype(self.dtype).size_in_bytes() } else { 0 };
+        let state =
+            if self.causal() { 2 * batch * d * n * state_dtype(self.dtype).size_in_bytes() } else { 0 };
         Cost {
             parameters: self.groups.iter().map(|g| g.elements() as u64).sum(),
             flops: map.flops + rows as u64 * scan as u64,

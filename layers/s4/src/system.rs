@@ -2,7 +2,7 @@
 
 use candle_core::{D, DType, Result, Tensor, bail};
 use semisep_core::{Complex, Init, ParameterGroup, VarBuilder, softplus};
-use semisep_kernels::{DplrKernel, ModalScan, ModalSystem, dplr_kernel, modal_scan};
+use semisep_kernels::{DplrKernel, ModalSystem, dplr_kernel};
 
 use crate::config::{Format, Options, Start, Transform};
 use crate::{dplr, start};
@@ -11,13 +11,13 @@ use crate::{dplr, start};
 pub(crate) struct Parameters {
     options: Options,
     d_model: usize,
-    dt: Tensor,             // (d, 1) or (d, n)
-    a_real: Tensor,         // (s, n)
-    a_imag: Tensor,         // (s, n)
-    b: Option<Tensor>,      // (s, n, 2)
-    c: Tensor,              // (c, d, n, 2)
+    dt: Tensor,               // (d, 1) or (d, n)
+    a_real: Tensor,           // (s, n)
+    a_imag: Tensor,           // (s, n)
+    b: Option<Tensor>,        // (s, n, 2)
+    c: Tensor,                // (c, d, n, 2)
     low_rank: Option<Tensor>, // (r, s, n, 2)
-    skip: Tensor,           // (c, d), of one direction
+    skip: Tensor,             // (c, d), of one direction
 }
 
 /// The system in continuous time, for every channel.
@@ -34,11 +34,11 @@ pub(crate) struct Continuous {
 
 /// The system in steps.
 pub(crate) struct Discrete {
-    pub(crate) poles: Tensor,                     // (d, n, 2)
-    pub(crate) input: Tensor,                     // (d, n, 2)
-    pub(crate) output: Tensor,                    // (c, d, n, 2)
+    pub(crate) poles: Tensor,                      // (d, n, 2)
+    pub(crate) input: Tensor,                      // (d, n, 2)
+    pub(crate) output: Tensor,                     // (c, d, n, 2)
     pub(crate) low_rank: Option<(Tensor, Tensor)>, // (r, d, n, 2)
-    pub(crate) skip: Tensor,                      // (c, d)
+    pub(crate) skip: Tensor,                       // (c, d)
 }
 
 impl Discrete {
@@ -62,7 +62,8 @@ impl Parameters {
         };
         // C learns as the weights of the model do.
         let readout = |vb: &VarBuilder, shape: &[usize]| {
-            let group = ParameterGroup { weight_decay: true, ..ParameterGroup::scale("C", shape, start::c()) };
+            let group =
+                ParameterGroup { weight_decay: true, ..ParameterGroup::scale("C", shape, start::c()) };
             vb.get_group(group)?.reshape((c, d, n, 2))
         };
         let outputs = options.outputs();
@@ -214,16 +215,6 @@ fn join(b: &Complex, p: Option<&Complex>) -> Result<Complex> {
 
 fn join_all(a: &Complex, b: &Complex) -> Result<Complex> {
     Ok(Complex { re: Tensor::cat(&[&a.re, &b.re], 0)?, im: Tensor::cat(&[&a.im, &b.im], 0)? })
-}
-
-/// The first `length` taps of every filter without the skips, (c, d, length): what the system makes of an impulse.
-pub(crate) fn impulse_response(system: &Discrete, length: usize) -> Result<Tensor> {
-    let (d, device) = (system.poles.dim(0)?, system.poles.device());
-    let impulse: Vec<f64> = (0..length * d).map(|i| if i < d { 1.0 } else { 0.0 }).collect();
-    let u = Tensor::from_vec(impulse, (1, length, d), device)?;
-    let system = ModalSystem { skip: None, ..system.view() };
-    let (y, _) = modal_scan(&ModalScan { u: &u, system, initial_state: None, cu_seqlens: None })?;
-    y.squeeze(0)?.permute((1, 2, 0)) // (l, c, d) -> (c, d, l)
 }
 
 /// A positive number from its parameter.

@@ -1,6 +1,7 @@
 //! The configurations that are held to the contract, a file a family.
 
 pub(crate) mod attention;
+pub(crate) mod h3;
 pub(crate) mod hyena;
 pub(crate) mod kan;
 pub(crate) mod mamba;

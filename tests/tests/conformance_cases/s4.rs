@@ -45,7 +45,10 @@ pub(crate) fn cases() -> Vec<Case> {
     add("s4 legt", Box::new(S4Config { init: Hippo::Legt, rank: 2, n_ssm: Some(4), ..s4.clone() }));
     add("s4 fout", Box::new(S4Config { init: Hippo::Fout, rank: 3, channels: 2, rate: 0.7, ..s4.clone() }));
     add("s4 transformed", Box::new(S4Config { l_kernel: 23, ..s4.clone() }));
-    add("s4 transformed short", Box::new(S4Config { l_kernel: 12, init: Hippo::Legt, rank: 2, ..s4.clone() }));
+    add(
+        "s4 transformed short",
+        Box::new(S4Config { l_kernel: 12, init: Hippo::Legt, rank: 2, ..s4.clone() }),
+    );
     add("s4 bidirectional", Box::new(S4Config { bidirectional: true, l_kernel: 40, ..s4 }));
     cases
 }
