@@ -2,6 +2,8 @@
 
 /// Names and sources, sorted by name.
 const SHIPPED: &[(&str, &str)] = &[
+    ("deltanet", include_str!("../../blueprints/deltanet.toml")),
+    ("gated-deltanet", include_str!("../../blueprints/gated-deltanet.toml")),
     ("h3", include_str!("../../blueprints/h3.toml")),
     ("kan-transformer", include_str!("../../blueprints/kan-transformer.toml")),
     ("lfm2", include_str!("../../blueprints/lfm2.toml")),
@@ -21,6 +23,7 @@ const SHIPPED: &[(&str, &str)] = &[
     ("mamba2-hybrid-mlp-2.7b", include_str!("../../blueprints/mamba2-hybrid-mlp-2.7b.toml")),
     ("mamba2attn-2.7b", include_str!("../../blueprints/mamba2attn-2.7b.toml")),
     ("mamba3", include_str!("../../blueprints/mamba3.toml")),
+    ("moe", include_str!("../../blueprints/moe.toml")),
     ("retnet", include_str!("../../blueprints/retnet.toml")),
     ("s4", include_str!("../../blueprints/s4.toml")),
     ("s4d", include_str!("../../blueprints/s4d.toml")),

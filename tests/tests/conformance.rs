@@ -16,12 +16,14 @@ type Case = (&'static str, Box<dyn MixerConfig>);
 fn cases() -> Vec<Case> {
     let mut cases = Vec::new();
     cases.extend(conformance_cases::attention::cases());
-    cases.extend(conformance_cases::hyena::cases());
+    cases.extend(conformance_cases::deltanet::cases());
     cases.extend(conformance_cases::h3::cases());
+    cases.extend(conformance_cases::hyena::cases());
     cases.extend(conformance_cases::kan::cases());
-    cases.extend(conformance_cases::mamba::cases());
     cases.extend(conformance_cases::mamba3::cases());
+    cases.extend(conformance_cases::mamba::cases());
     cases.extend(conformance_cases::mlp::cases());
+    cases.extend(conformance_cases::moe::cases());
     cases.extend(conformance_cases::retnet::cases());
     cases.extend(conformance_cases::s4::cases());
     cases.extend(conformance_cases::s5::cases());

@@ -19,6 +19,7 @@ use super::args::Dims;
 use super::cpu::{Chunk, Task, add_rows, cut, scale_rows};
 use super::views::{INPUTS, RuleViews, Views, with_views};
 use crate::host::{self, Disjoint, Rows};
+use crate::segments::Segment;
 use crate::simd::{Real, dot, vectorized};
 
 /// Gradients in the order of the inputs.
@@ -63,6 +64,7 @@ fn all<T: Real>(v: &Views<T>, dims: &Dims, gy: Rows<T>, gstate: Option<&[T]>) ->
 /// The backward pass of one task, and its scratch.
 struct Reverse<'a, T> {
     chunk: Chunk<'a, T>,
+    /// First tokens and lengths.
     chunks: Vec<(usize, usize)>,
     /// States before each chunk, (n, p).
     starts: Vec<T>,
@@ -98,7 +100,7 @@ impl<'a, T: Real> Reverse<'a, T> {
         task.load_state(gstate, &mut gradient);
         let chunk = Chunk::new(task);
         let mut this = Self {
-            chunks: task.chunks(),
+            chunks: Vec::new(),
             starts: Vec::new(),
             solved: zeros(task.dims.segments[task.segment].len * p),
             gstate: gradient,
@@ -124,16 +126,18 @@ impl<'a, T: Real> Reverse<'a, T> {
         let Dims { n, p, .. } = *task.dims;
         let mut state = vec![T::ZERO; n * p];
         task.load_state(task.v.state, &mut state);
-        self.starts = host::zeros(self.chunks.len() * n * p);
-        let first = task.dims.segments[task.segment].start;
-        for (&(t, q), start) in self.chunks.iter().zip(self.starts.chunks_exact_mut(n * p)) {
-            start.copy_from_slice(&state);
-            chunk.load((t, q));
+        let Segment { start, len } = task.dims.segments[task.segment];
+        let mut done = 0;
+        while done < len {
+            self.starts.extend_from_slice(&state);
+            let q = chunk.load(start + done, len - done);
             chunk.scores();
             chunk.read(&mut state);
             chunk.solve();
             chunk.advance(&mut state);
-            self.solved[(t - first) * p..][..q * p].copy_from_slice(&chunk.values[..q * p]);
+            self.solved[done * p..][..q * p].copy_from_slice(&chunk.values[..q * p]);
+            self.chunks.push((start + done, q));
+            done += q;
         }
     }
 
@@ -143,7 +147,7 @@ impl<'a, T: Real> Reverse<'a, T> {
         let first = task.dims.segments[task.segment].start;
         for i in (0..self.chunks.len()).rev() {
             let (t, q) = self.chunks[i];
-            self.chunk.load((t, q));
+            self.chunk.load(t, q);
             self.chunk.scores();
             self.chunk.values[..q * p].copy_from_slice(&self.solved[(t - first) * p..][..q * p]);
             for (i, row) in self.greads[q * p..2 * q * p].chunks_exact_mut(p).enumerate() {

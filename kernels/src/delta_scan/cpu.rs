@@ -12,19 +12,20 @@
 //! S ← E_q ⊙ (S + B̂ᵀ U + K̂ᵀ V)          (n, p)
 //! ```
 //! The delta rule has b = k, and `β v` inside U instead of V: half the products. The decay of the chunk's first token is
-//! applied to the state itself, and a chunk ends before its other decays multiply up to less than e^-40: nothing overflows,
+//! applied to the state itself, and a chunk ends before its other decays multiply up to less than [`SMALLEST`]: nothing overflows,
 //! whatever the decays, and steep ones cost shorter chunks.
 
 use super::args::Dims;
 use super::views::{RuleViews, Views};
 use crate::host::{self, Disjoint};
+use crate::segments::Segment;
 use crate::simd::{Real, vectorized};
 
 /// Most tokens of a chunk: with more, the products inside the chunk cost more than those with the state save.
 const MAX_CHUNK: usize = 32;
 
-/// Largest logarithm of a factor that is divided out.
-const MAX_LOG: f64 = 40.0;
+/// The smallest factor that is divided out; its inverse is the largest.
+const SMALLEST: f64 = 4e-18;
 
 /// Outputs (b, l, h, p) and final states (sequences, h, n, p).
 pub(super) fn forward<T: Real>(v: &Views<T>, dims: &Dims) -> (Vec<T>, Vec<T>) {
@@ -37,17 +38,22 @@ pub(super) fn forward<T: Real>(v: &Views<T>, dims: &Dims) -> (Vec<T>, Vec<T>) {
         let state = unsafe { all_states.slice(i * dims.n * dims.p, dims.n * dims.p) };
         task.load_state(v.state, state);
         let mut chunk = Chunk::new(task);
-        for (t, q) in task.chunks() {
-            chunk.load((t, q));
+        let Segment { start: mut t, len } = dims.segments[task.segment];
+        let end = t + len;
+        while t < end {
+            let q = chunk.load(t, end - t);
             chunk.scores();
             chunk.read(state);
             chunk.solve();
             chunk.answer();
             chunk.advance(state);
             for (i, y) in chunk.reads[q * dims.p..2 * q * dims.p].chunks_exact(dims.p).enumerate() {
+                let at = |t: usize| (t * dims.h + task.head) * dims.p;
+                ys.prefetch(at(t + q + i), dims.p);
                 // SAFETY: this task alone writes this head of this sequence.
-                unsafe { ys.slice(((t + i) * dims.h + task.head) * dims.p, dims.p) }.copy_from_slice(y);
+                unsafe { ys.slice(at(t + i), dims.p) }.copy_from_slice(y);
             }
+            t += q;
         }
     });
     (y, states)
@@ -99,40 +105,21 @@ impl<'a, T: Real> Task<'a, T> {
         &self.v.v.row(t)[self.head * self.dims.p..][..self.dims.p]
     }
 
-    /// The task's chunks: first token and length.
-    pub(super) fn chunks(&self) -> Vec<(usize, usize)> {
-        let segment = self.dims.segments[self.segment];
-        let (mut chunks, mut start) = (Vec::new(), segment.start);
-        let end = segment.start + segment.len;
-        let mut sums = vec![T::ZERO; self.dims.n];
-        while start < end {
-            sums.fill(T::ZERO);
-            let most = MAX_CHUNK.min(end - start);
-            let mut len = 1;
-            vectorized(
-                #[inline(always)]
-                || {
-                    while len < most && self.steepest(start + len, &mut sums) <= T::real(MAX_LOG) {
-                        len += 1;
-                    }
-                },
-            );
-            chunks.push((start, len));
-            start += len;
-        }
-        chunks
-    }
-
-    /// Adds a token's decays to the sums, and gives the largest sum, signs aside.
+    /// Asks the cache for a token's rows: the hardware does not foresee steps of a whole row of heads.
     #[inline(always)]
-    fn steepest(&self, t: usize, sums: &mut [T]) -> T {
-        let Some(decays) = self.log_decay(t) else { return T::ZERO };
-        let mut most = T::ZERO;
-        for (sum, &g) in sums.iter_mut().zip(decays) {
-            *sum += g;
-            most = Real::max(most, Real::abs(*sum));
+    fn prefetch(&self, t: usize) {
+        let (&Dims { h, n, p, .. }, head) = (self.dims, self.head);
+        let keys = head * n..(head + 1) * n;
+        self.v.q.prefetch(t, keys.clone());
+        self.v.k.prefetch(t, keys.clone());
+        self.v.v.prefetch(t, head * p..(head + 1) * p);
+        if let Some(g) = &self.v.log_decay {
+            g.prefetch(t, if g.width > h { keys.clone() } else { head..head + 1 });
         }
-        most
+        if let RuleViews::Plain { a, b } = &self.v.rule {
+            a.prefetch(t, keys.clone());
+            b.prefetch(t, keys);
+        }
     }
 }
 
@@ -184,41 +171,43 @@ impl<'a, T: Real> Chunk<'a, T> {
         if self.plain { 2 * self.at.1 } else { self.at.1 }
     }
 
-    /// Fetches the tensors of `q` tokens from `t` on, decays divided out.
-    pub(super) fn load(&mut self, (t, q): (usize, usize)) {
-        self.at = (t, q);
+    /// Fetches the tensors of up to `most` tokens from `t` on, decays divided out; gives the number of tokens.
+    pub(super) fn load(&mut self, t: usize, most: usize) -> usize {
+        self.at = (t, most.min(MAX_CHUNK));
         vectorized(
             #[inline(always)]
             || {
-                self.load_decays();
+                self.at.1 = self.load_decays();
                 match self.task.v.rule {
                     RuleViews::Plain { a, b } => self.load_plain(a, b),
                     RuleViews::Correct { beta } => self.load_correct(beta),
                 }
             },
         );
+        self.at.1
     }
 
+    /// E, up to the token that would take it out of its bounds.
     #[inline(always)]
-    fn load_decays(&mut self) {
-        let (n, (t, q)) = (self.task.dims.n, self.at);
+    fn load_decays(&mut self) -> usize {
+        let (n, (t, most)) = (self.task.dims.n, self.at);
         self.first.fill(T::ONE);
         self.decays[..n].fill(T::ONE);
-        for i in 0..q {
-            let (before, rest) = self.decays.split_at_mut(i * n);
-            let row = if i == 0 { &mut self.first[..] } else { &mut rest[..n] };
-            if i > 0 {
-                row.copy_from_slice(&before[(i - 1) * n..]);
-            }
+        if let Some(g) = self.task.log_decay(t) {
+            multiply_exp(&mut self.first, None, g);
+        }
+        for i in 1..most {
+            let (before, row) = self.decays.split_at_mut(i * n);
+            let (before, row) = (&before[(i - 1) * n..], &mut row[..n]);
             match self.task.log_decay(t + i) {
-                None => {}
-                Some([one]) if n > 1 => {
-                    let factor = Real::exp(*one);
-                    row.iter_mut().for_each(|e| *e *= factor);
-                }
-                Some(many) => row.iter_mut().zip(many).for_each(|(e, &g)| *e *= Real::exp(g)),
+                None => row.fill(T::ONE),
+                Some(g) => multiply_exp(row, Some(before), g),
+            }
+            if row.iter().any(|&e| !(e >= T::real(SMALLEST) && e <= T::real(1.0 / SMALLEST))) {
+                return i;
             }
         }
+        most
     }
 
     /// Row `i` of Q̂.
@@ -239,6 +228,7 @@ impl<'a, T: Real> Chunk<'a, T> {
         self.readers[..n].fill(T::ZERO);
         self.values[..q * p].fill(T::ZERO);
         for i in 0..q {
+            task.prefetch(t + q + i);
             self.load_query(i);
             let (a, b) = (task.keys(&a, t + i), task.keys(&b, t + i));
             if i > 0 {
@@ -264,6 +254,7 @@ impl<'a, T: Real> Chunk<'a, T> {
         let Dims { n, p, .. } = *self.task.dims;
         let (task, (t, q)) = (self.task, self.at);
         for i in 0..q {
+            task.prefetch(t + q + i);
             self.load_query(i);
             let (k, beta) = (task.keys(&task.v.k, t + i), beta.row(t + i)[task.head]);
             let decays = &self.decays[i * n..][..n];
@@ -342,6 +333,38 @@ impl<'a, T: Real> Chunk<'a, T> {
             || scale_rows(state, decays, self.task.log_decay(t).is_some()),
         );
     }
+}
+
+/// `out = before · exp(g)`, `before` being 1 and `g` one for all where absent and single.
+#[inline(always)]
+fn multiply_exp<T: Real>(out: &mut [T], before: Option<&[T]>, g: &[T]) {
+    match g {
+        [one] => {
+            let factor = Real::exp(*one);
+            match before {
+                None => out.fill(factor),
+                Some(before) => out.iter_mut().zip(before).for_each(|(o, &e)| *o = e * factor),
+            }
+        }
+        _ => {
+            in_lanes(out, g, |_, g| Real::exp(g));
+            if let Some(before) = before {
+                out.iter_mut().zip(before).for_each(|(o, &e)| *o *= e);
+            }
+        }
+    }
+}
+
+/// `out = f(out, x)` in whole vectors: of longer functions the compiler by itself makes short ones.
+#[inline(always)]
+fn in_lanes<T: Real>(out: &mut [T], x: &[T], f: impl Fn(T, T) -> T) {
+    let ((outs, rest), (xs, x_rest)) = (out.as_chunks_mut::<16>(), x.as_chunks::<16>());
+    for (out, x) in outs.iter_mut().zip(xs) {
+        for i in 0..16 {
+            out[i] = f(out[i], x[i]);
+        }
+    }
+    rest.iter_mut().zip(x_rest).for_each(|(o, &x)| *o = f(*o, x));
 }
 
 /// Zeros what a reader may not see: of the upper half (2q, rows) of `m` the present and the future, of the lower half

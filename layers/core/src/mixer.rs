@@ -176,6 +176,11 @@ pub trait Mixer: Send + Sync {
     /// What forward costs for `batch` sequences of `seqlen` tokens.
     fn cost(&self, batch: usize, seqlen: usize) -> Cost;
 
+    /// Parameters that one token meets: all, but for those of experts that it does not pass through.
+    fn active_parameters(&self) -> u64 {
+        self.parameter_groups().iter().map(|group| group.elements() as u64).sum()
+    }
+
     /// Every parameter with its training metadata, in the order in which they were built.
     fn parameter_groups(&self) -> Vec<ParameterGroup>;
 

@@ -1,12 +1,14 @@
 //! The configurations that are held to the contract, a file a family.
 
 pub(crate) mod attention;
+pub(crate) mod deltanet;
 pub(crate) mod h3;
 pub(crate) mod hyena;
 pub(crate) mod kan;
 pub(crate) mod mamba;
 pub(crate) mod mamba3;
 pub(crate) mod mlp;
+pub(crate) mod moe;
 pub(crate) mod retnet;
 pub(crate) mod s4;
 pub(crate) mod s5;
