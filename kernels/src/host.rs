@@ -52,6 +52,12 @@ impl<'a, T> Rows<'a, T> {
         Ok(Self { data, stride: if len == 0 { 0 } else { stride }, rows, width })
     }
 
+    /// The rows of a matrix that lie one after the other.
+    pub(crate) fn dense(data: &'a [T], width: usize) -> Self {
+        let rows = data.len().checked_div(width).unwrap_or(0);
+        Self { data, stride: width, rows, width }
+    }
+
     /// Rows over all dimensions but the last.
     pub(crate) fn of_last(storage: &'a Storage, layout: &Layout) -> Result<Self>
     where

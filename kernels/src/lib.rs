@@ -30,6 +30,8 @@ pub mod modal_scan;
 mod norm;
 mod parts;
 mod phase;
+pub mod rg_lru;
+pub mod rnn;
 mod rotary;
 mod segments;
 pub mod selective_scan;
@@ -58,6 +60,8 @@ pub use long_conv::{ConvMethod, LongConv, long_conv};
 pub use modal_scan::{ModalScan, ModalSystem, modal_filter, modal_scan, modal_update};
 pub use norm::{gated_rms_norm, layer_norm, rms_norm};
 pub use phase::{phase_scan, turn_by_phase};
+pub use rg_lru::{RgLru, RgLruUpdate, rg_lru, rg_lru_update};
+pub use rnn::{Cell, Recurrence, recurrence};
 pub use rotary::{RotaryLayout, rotary};
 pub use selective_scan::{SelectiveScan, SelectiveStateUpdate, selective_scan, selective_state_update};
 pub use ssd::{

@@ -17,6 +17,7 @@ fn cases() -> Vec<Case> {
     let mut cases = Vec::new();
     cases.extend(conformance_cases::attention::cases());
     cases.extend(conformance_cases::deltanet::cases());
+    cases.extend(conformance_cases::griffin::cases());
     cases.extend(conformance_cases::h3::cases());
     cases.extend(conformance_cases::hyena::cases());
     cases.extend(conformance_cases::kan::cases());
@@ -25,6 +26,7 @@ fn cases() -> Vec<Case> {
     cases.extend(conformance_cases::mlp::cases());
     cases.extend(conformance_cases::moe::cases());
     cases.extend(conformance_cases::retnet::cases());
+    cases.extend(conformance_cases::rnn::cases());
     cases.extend(conformance_cases::s4::cases());
     cases.extend(conformance_cases::s5::cases());
     cases.extend(conformance_cases::s6::cases());

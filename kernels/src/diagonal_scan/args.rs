@@ -58,29 +58,29 @@ impl<'a> DiagonalScan<'a> {
 
 /// Sizes of a scan.
 #[derive(Debug, Clone)]
-pub(super) struct Dims {
-    pub(super) b: usize,
-    pub(super) l: usize,
-    pub(super) p: usize,
+pub(crate) struct Dims {
+    pub(crate) b: usize,
+    pub(crate) l: usize,
+    pub(crate) p: usize,
     /// 1 for real numbers, 2 for complex ones.
-    pub(super) planes: usize,
+    pub(crate) planes: usize,
     /// Whether `a` depends on the token.
-    pub(super) varying: bool,
-    pub(super) reverse: bool,
-    pub(super) segments: Vec<Segment>,
+    pub(crate) varying: bool,
+    pub(crate) reverse: bool,
+    pub(crate) segments: Vec<Segment>,
 }
 
 impl Dims {
     /// Numbers of a token.
-    pub(super) fn width(&self) -> usize {
+    pub(crate) fn width(&self) -> usize {
         self.planes * self.p
     }
 
-    pub(super) fn tokens_shape(&self) -> Vec<usize> {
+    pub(crate) fn tokens_shape(&self) -> Vec<usize> {
         self.shape(&[self.b, self.l])
     }
 
-    pub(super) fn states_shape(&self) -> Vec<usize> {
+    pub(crate) fn states_shape(&self) -> Vec<usize> {
         self.shape(&[self.segments.len()])
     }
 
@@ -121,5 +121,13 @@ impl<'a, T: Real> Decay<'a, T> {
         } else {
             Self::Fixed(host::slice(storage, layout)?)
         })
+    }
+
+    /// The decay, if it is the same everywhere.
+    pub(super) fn fixed(&self) -> Option<&'a [T]> {
+        match self {
+            Self::Fixed(a) => Some(a),
+            Self::Varying(_) => None,
+        }
     }
 }

@@ -115,8 +115,8 @@ impl<T: Real> Walk<T> for Backward<'_, T> {
         !self.dims.reverse
     }
 
-    fn decay(&self) -> (Decay<'_, T>, bool) {
-        (self.a, true)
+    fn fixed(&self) -> Option<(&[T], bool)> {
+        self.a.fixed().map(|a| (a, true))
     }
 
     #[inline(always)]

@@ -81,8 +81,8 @@ impl<T: Real> Walk<T> for Forward<'_, T> {
         self.reverse
     }
 
-    fn decay(&self) -> (Decay<'_, T>, bool) {
-        (self.a, false)
+    fn fixed(&self) -> Option<(&[T], bool)> {
+        self.a.fixed().map(|a| (a, false))
     }
 
     #[inline(always)]

@@ -4,18 +4,18 @@ use crate::host::Disjoint;
 use crate::simd::Real;
 
 /// C planes (all real parts, then all imaginary parts) of W channels.
-pub(super) type Lanes<T, const C: usize, const W: usize> = [[T; W]; C];
+pub(crate) type Lanes<T, const C: usize, const W: usize> = [[T; W]; C];
 
 /// Channels `first..first + len`.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Channels {
-    pub(super) first: usize,
-    pub(super) len: usize,
+pub(crate) struct Channels {
+    pub(crate) first: usize,
+    pub(crate) len: usize,
 }
 
 /// The channels of a token whose row holds planes of `p` channels; lanes past `len` are zero.
 #[inline(always)]
-pub(super) fn load<T: Real, const C: usize, const W: usize>(
+pub(crate) fn load<T: Real, const C: usize, const W: usize>(
     row: &[T],
     p: usize,
     Channels { first, len }: Channels,
@@ -37,7 +37,7 @@ pub(super) fn load<T: Real, const C: usize, const W: usize>(
 /// # Safety
 /// Nobody else reads or writes these channels of this row meanwhile.
 #[inline(always)]
-pub(super) unsafe fn store<T: Real, const C: usize, const W: usize>(
+pub(crate) unsafe fn store<T: Real, const C: usize, const W: usize>(
     lanes: &Lanes<T, C, W>,
     to: &Disjoint<T>,
     at: usize,
@@ -57,7 +57,7 @@ pub(super) unsafe fn store<T: Real, const C: usize, const W: usize>(
 
 /// `a h + x`.
 #[inline(always)]
-pub(super) fn mul_add<T: Real, const C: usize, const W: usize>(
+pub(crate) fn mul_add<T: Real, const C: usize, const W: usize>(
     a: &Lanes<T, C, W>,
     h: &Lanes<T, C, W>,
     x: &Lanes<T, C, W>,
@@ -77,7 +77,7 @@ pub(super) fn mul_add<T: Real, const C: usize, const W: usize>(
 
 /// `a b`.
 #[inline(always)]
-pub(super) fn mul<T: Real, const C: usize, const W: usize>(
+pub(crate) fn mul<T: Real, const C: usize, const W: usize>(
     a: &Lanes<T, C, W>,
     b: &Lanes<T, C, W>,
 ) -> Lanes<T, C, W> {
@@ -86,7 +86,7 @@ pub(super) fn mul<T: Real, const C: usize, const W: usize>(
 
 /// `a + b`.
 #[inline(always)]
-pub(super) fn add<T: Real, const C: usize, const W: usize>(
+pub(crate) fn add<T: Real, const C: usize, const W: usize>(
     a: &Lanes<T, C, W>,
     b: &Lanes<T, C, W>,
 ) -> Lanes<T, C, W> {
@@ -101,7 +101,7 @@ pub(super) fn add<T: Real, const C: usize, const W: usize>(
 
 /// The complex conjugate; a real number itself.
 #[inline(always)]
-pub(super) fn conj<T: Real, const C: usize, const W: usize>(a: &Lanes<T, C, W>) -> Lanes<T, C, W> {
+pub(crate) fn conj<T: Real, const C: usize, const W: usize>(a: &Lanes<T, C, W>) -> Lanes<T, C, W> {
     let mut out = *a;
     for plane in out.iter_mut().skip(1) {
         for v in plane {

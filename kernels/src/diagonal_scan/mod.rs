@@ -10,12 +10,12 @@
 //! "Simplified State Space Layers for Sequence Modeling", section 2.2 and appendix H): see `plan.rs` for how it is
 //! shared among threads.
 
-mod args;
+pub(crate) mod args;
 mod backward;
 mod forward;
-mod lanes;
+pub(crate) mod lanes;
 pub mod naive;
-mod plan;
+pub(crate) mod plan;
 mod step;
 
 pub use args::DiagonalScan;

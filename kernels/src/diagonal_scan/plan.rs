@@ -12,7 +12,7 @@
 //! Blocks go through these in groups that stay in the caches, so that memory is read once. The work is at most twice
 //! that of one thread, the depth that of one block.
 
-use super::args::{Decay, Dims};
+use super::args::Dims;
 use super::lanes::{Channels, Lanes, load, mul_add, store};
 use crate::host::{self, Disjoint};
 use crate::parts::parts;
@@ -31,16 +31,16 @@ const SMALL: usize = 1 << 13;
 
 /// Tokens of one sequence, lying one after the other.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Stretch {
-    pub(super) segment: usize,
-    pub(super) start: usize,
-    pub(super) len: usize,
+pub(crate) struct Stretch {
+    pub(crate) segment: usize,
+    pub(crate) start: usize,
+    pub(crate) len: usize,
 }
 
 impl Stretch {
     /// The tokens in the order of the walk.
     #[inline(always)]
-    pub(super) fn tokens(self, backwards: bool) -> impl Iterator<Item = usize> {
+    pub(crate) fn tokens(self, backwards: bool) -> impl Iterator<Item = usize> {
         (0..self.len).map(move |i| if backwards { self.start + self.len - 1 - i } else { self.start + i })
     }
 
@@ -55,12 +55,14 @@ impl Stretch {
 }
 
 /// What is done at each token, for some channels, with a state that is carried along.
-pub(super) trait Walk<T: Real>: Sync {
+pub(crate) trait Walk<T: Real>: Sync {
     /// Whether tokens are walked from the last to the first.
     fn backwards(&self) -> bool;
 
-    /// The factors of the carried state, and whether they are conjugated.
-    fn decay(&self) -> (Decay<'_, T>, bool);
+    /// The factors of the carried state if they are the same at every token, and whether they are conjugated.
+    fn fixed(&self) -> Option<(&[T], bool)> {
+        None
+    }
 
     /// Carries the state through the stretch and writes what is to be written. Walks of the same `slot` and channels
     /// follow each other.
@@ -84,7 +86,7 @@ pub(super) trait Walk<T: Real>: Sync {
 
 /// Who takes what.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Plan {
+pub(crate) enum Plan {
     /// Tasks of sequences and channels, in parts of a multiple of so many.
     Channels { grain: usize },
     /// One sequence after the other, in groups of so many blocks of so many tokens.
@@ -92,7 +94,7 @@ pub(super) enum Plan {
 }
 
 impl Plan {
-    pub(super) fn new<T>(dims: &Dims) -> Self {
+    pub(crate) fn new<T>(dims: &Dims) -> Self {
         let threads = host::threads();
         if dims.b * dims.l * dims.width() < SMALL {
             return Self::Channels { grain: dims.p };
@@ -107,7 +109,7 @@ impl Plan {
     }
 
     /// How many slots [`Walk::walk`] may be given.
-    pub(super) fn slots(self, dims: &Dims) -> usize {
+    pub(crate) fn slots(self, dims: &Dims) -> usize {
         match self {
             Self::Channels { .. } => dims.segments.len(),
             Self::Blocks { blocks, .. } => blocks,
@@ -116,7 +118,7 @@ impl Plan {
 }
 
 /// Walks all sequences. `carries` holds a row a sequence: the states to begin with, and then those at the end.
-pub(super) fn run<T: Real>(walk: &impl Walk<T>, dims: &Dims, plan: Plan, carries: &mut [T]) {
+pub(crate) fn run<T: Real>(walk: &impl Walk<T>, dims: &Dims, plan: Plan, carries: &mut [T]) {
     match dims.planes {
         1 => planes::<T, 1>(walk, dims, plan, carries),
         _ => planes::<T, 2>(walk, dims, plan, carries),
@@ -187,7 +189,7 @@ fn group<T: Real, const C: usize>(walk: &impl Walk<T>, p: usize, blocks: &[Stret
         });
     }
     for k in 1..n.saturating_sub(1) {
-        if let (Decay::Fixed(a), conjugate) = walk.decay() {
+        if let Some((a, conjugate)) = walk.fixed() {
             power(a, p, blocks[k].len, conjugate, &mut products[k * width..][..width]);
         }
         let (before, after) = states.split_at_mut((k + 1) * width);
@@ -344,7 +346,7 @@ impl<T: Real, K: Walk<T>> Group<T> for Collector<'_, T, K> {
 /// # Safety
 /// As of [`store`].
 #[inline(always)]
-pub(super) unsafe fn gather<T: Real, const C: usize, const W: usize>(
+pub(crate) unsafe fn gather<T: Real, const C: usize, const W: usize>(
     from: &Disjoint<T>,
     at: usize,
     p: usize,

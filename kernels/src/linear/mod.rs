@@ -5,7 +5,7 @@
 mod cpu;
 mod few;
 pub(crate) mod naive;
-mod stored;
+pub(crate) mod stored;
 
 use candle_core::{DType, Result, Shape, Tensor, bail};
 use half::{bf16, f16};
@@ -40,6 +40,16 @@ pub fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tens
         (DType::F16, _) => on_cpu::<f32, f16>(&x.to_dtype(DType::F32)?, weight, bias)?.to_dtype(DType::F16),
         _ => naive::linear(x, weight, bias),
     }
+}
+
+/// `x wᵀ + bias` of plain slices, (x.rows, outputs), for `w` (outputs, x.width): for kernels that have such a map inside.
+pub(crate) fn product<T: Register + Stored<T>>(
+    x: Rows<T>,
+    w: &[T],
+    bias: Option<&[T]>,
+    outputs: usize,
+) -> Vec<T> {
+    cpu::forward(x, w, bias, outputs)
 }
 
 fn check_args(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<()> {

@@ -2,14 +2,16 @@
 
 pub(crate) mod attention;
 pub(crate) mod deltanet;
+pub(crate) mod griffin;
 pub(crate) mod h3;
 pub(crate) mod hyena;
 pub(crate) mod kan;
-pub(crate) mod mamba;
 pub(crate) mod mamba3;
+pub(crate) mod mamba;
 pub(crate) mod mlp;
 pub(crate) mod moe;
 pub(crate) mod retnet;
+pub(crate) mod rnn;
 pub(crate) mod s4;
 pub(crate) mod s5;
 pub(crate) mod s6;
