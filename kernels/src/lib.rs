@@ -40,7 +40,7 @@ pub mod ssd;
 mod tape;
 mod team;
 
-pub use attention::{Attention, attention};
+pub use attention::{Attention, Weighting, WindowMode, attention};
 pub use bspline::bspline_basis;
 pub use causal_conv1d::{
     CausalConv1d, CausalConv1dGrads, causal_conv1d, causal_conv1d_backward, causal_conv1d_update,

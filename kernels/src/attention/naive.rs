@@ -1,9 +1,9 @@
 //! The definition: a score matrix for each sequence, differentiated by autograd.
 
-use candle_core::{D, Result, Tensor};
+use candle_core::{D, Result, Tensor, bail};
 
 use super::plan::{Plan, Sequence};
-use super::{Attention, plan};
+use super::{Attention, Weighting, plan};
 
 /// [`super::attention`] by its definition, with full score matrices: slow, memory quadratic in the length, simple.
 ///
@@ -12,13 +12,15 @@ use super::{Attention, plan};
 pub fn attention(args: &Attention) -> Result<Tensor> {
     let plan = plan::Plan::new(args)?;
     let dtype = args.q.dtype();
-    let compute = crate::state_dtype(dtype);
     let mut rows = Vec::new();
     for s in plan.sequences.iter().filter(|s| s.lq > 0) {
-        let q = args.q.narrow(0, s.q_row, 1)?.narrow(1, s.q_start, s.lq)?.squeeze(0)?;
-        let keys = |t: &Tensor| t.narrow(0, s.k_row, 1)?.narrow(1, s.k_start, s.lk)?.squeeze(0);
-        let (k, v) = (keys(args.k)?, keys(args.v)?);
-        rows.push(one(&plan, s, &q.to_dtype(compute)?, &k.to_dtype(compute)?, &v.to_dtype(compute)?)?);
+        if s.lk == 0 {
+            let shape = (s.lq, plan.h, plan.pv);
+            rows.push(Tensor::zeros(shape, crate::state_dtype(dtype), args.q.device())?);
+            continue;
+        }
+        let v = keys(&plan, s, args.v)?;
+        rows.push(one(&plan, s, args)?.matmul(&v)?.transpose(0, 1)?.contiguous()?);
     }
     let shape = (plan.b, plan.lq, plan.h, plan.pv);
     if rows.is_empty() {
@@ -27,30 +29,66 @@ pub fn attention(args: &Attention) -> Result<Tensor> {
     Tensor::cat(&rows, 0)?.reshape(shape)?.to_dtype(dtype)
 }
 
-/// One sequence: q (lq, h, p), k (lk, h_kv, p), v (lk, h_kv, pv) to (lq, h, pv).
-fn one(plan: &Plan, s: &Sequence, q: &Tensor, k: &Tensor, v: &Tensor) -> Result<Tensor> {
-    if s.lk == 0 {
-        return Tensor::zeros((s.lq, plan.h, plan.pv), q.dtype(), q.device());
+/// The weights of the values, 0 where a query does not see a key: (b, h, lq, lk), in q's dtype. Not for packed
+/// sequences or caches.
+///
+/// # Errors
+/// As [`super::attention`], and with `cu_seqlens` or `kv_lens`.
+pub fn weights(args: &Attention) -> Result<Tensor> {
+    if args.cu_seqlens.is_some() || args.kv_lens.is_some() {
+        bail!("attention: weights of packed sequences or of caches are not to be had");
     }
-    let heads = |t: &Tensor| {
-        let (l, h_kv, p) = t.dims3()?;
-        let shared = t.unsqueeze(2)?.broadcast_as((l, h_kv, plan.group, p))?;
-        shared.reshape((l, plan.h, p))?.transpose(0, 1)?.contiguous()
-    };
-    let (k, v) = (heads(k)?, heads(v)?); // (h, lk, p)
-    let scores = (q.transpose(0, 1)?.contiguous()?.matmul(&k.t()?.contiguous()?)? * plan.scale)?; // (h, lq, lk)
-    let scores = match plan.softcap {
-        Some(cap) => ((scores / cap)?.tanh()? * cap)?,
-        None => scores,
-    };
+    let plan = plan::Plan::new(args)?;
+    let lk = args.k.dim(1)?;
+    if plan.b * plan.lq * lk == 0 {
+        return Tensor::zeros((plan.b, plan.h, plan.lq, lk), args.q.dtype(), args.q.device());
+    }
+    let all: Vec<Tensor> = plan.sequences.iter().map(|s| one(&plan, s, args)).collect::<Result<_>>()?;
+    Tensor::stack(&all, 0)?.to_dtype(args.q.dtype())
+}
+
+/// Keys or values of a sequence for each query head: (h, lk, ..).
+fn keys(plan: &Plan, s: &Sequence, t: &Tensor) -> Result<Tensor> {
+    let t = t.narrow(0, s.k_row, 1)?.narrow(1, s.k_start, s.lk)?.squeeze(0)?;
+    let (l, h_kv, p) = t.dims3()?;
+    let shared = t.unsqueeze(2)?.broadcast_as((l, h_kv, plan.group, p))?;
+    shared.reshape((l, plan.h, p))?.transpose(0, 1)?.contiguous()?.to_dtype(crate::state_dtype(t.dtype()))
+}
+
+/// Weights of one sequence: (h, lq, lk).
+fn one(plan: &Plan, s: &Sequence, args: &Attention) -> Result<Tensor> {
+    let q = args.q.narrow(0, s.q_row, 1)?.narrow(1, s.q_start, s.lq)?.squeeze(0)?;
+    let q = q.to_dtype(crate::state_dtype(q.dtype()))?.transpose(0, 1)?.contiguous()?;
+    let k = keys(plan, s, args.k)?;
+    let mut scores = (q.matmul(&k.t()?.contiguous()?)? * plan.scale)?; // (h, lq, lk)
+    if let Some(cap) = plan.softcap {
+        scores = ((scores / cap)?.tanh()? * cap)?;
+    }
+    if let Some(bias) = args.bias {
+        scores = (scores + by_distance(bias, s)?.to_dtype(q.dtype())?)?;
+    }
     let seen: Vec<u8> =
         (0..s.lq).flat_map(|i| (0..s.lk).map(move |t| plan.keys(s, i).contains(&t).into())).collect();
     let seen = Tensor::from_vec(seen, (1, s.lq, s.lk), q.device())?.broadcast_as(scores.shape())?;
+    if plan.weighting == Weighting::ReluSquared {
+        return seen.where_cond(&scores.relu()?.sqr()?, &scores.zeros_like()?);
+    }
     let hidden = Tensor::full(f32::NEG_INFINITY, scores.shape(), q.device())?.to_dtype(q.dtype())?;
     let scores = seen.where_cond(&scores, &hidden)?;
-    // The maximum of a row cancels in the quotient: a constant for the gradient.
-    let top = scores.max_keepdim(D::Minus1)?.detach();
+    // The maximum of a row cancels in the quotient: a constant for the gradient. A row that sees nothing has none, and
+    // sums to 0.
+    let top = scores.max_keepdim(D::Minus1)?.detach().maximum(f64::from(f32::MIN))?;
     let weights = scores.broadcast_sub(&top)?.exp()?;
-    let weights = weights.broadcast_div(&weights.sum_keepdim(D::Minus1)?)?;
-    weights.matmul(&v)?.transpose(0, 1)?.contiguous()
+    let sum = weights.sum_keepdim(D::Minus1)?;
+    let sum = (&sum + sum.eq(0.0)?.to_dtype(sum.dtype())?)?;
+    weights.broadcast_div(&sum)
+}
+
+/// The bias table (h, n) spread over the pairs of a sequence: (h, lq, lk).
+fn by_distance(bias: &Tensor, s: &Sequence) -> Result<Tensor> {
+    let (h, n) = bias.dims2()?;
+    let distance = |i: usize, t: usize| (s.lk + i - s.lq).saturating_sub(t).min(n - 1) as u32;
+    let index: Vec<u32> = (0..s.lq).flat_map(|i| (0..s.lk).map(move |t| distance(i, t))).collect();
+    let index = Tensor::from_vec(index, s.lq * s.lk, bias.device())?;
+    bias.index_select(&index, 1)?.reshape((h, s.lq, s.lk))
 }

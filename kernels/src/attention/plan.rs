@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use candle_core::{Result, Tensor, bail};
 
-use super::Attention;
+use super::{Attention, Weighting, WindowMode};
 use crate::segments::segments;
 
 /// One sequence: its queries in q and its keys in k and v.
@@ -32,6 +32,9 @@ pub(super) struct Plan {
     pub(super) pv: usize,
     pub(super) causal: bool,
     pub(super) window: Option<usize>,
+    pub(super) window_mode: WindowMode,
+    pub(super) exclude_self: bool,
+    pub(super) weighting: Weighting,
     pub(super) softcap: Option<f64>,
     pub(super) scale: f64,
 }
@@ -60,6 +63,10 @@ impl Plan {
         if args.softcap.is_some_and(|c| !(c.is_finite() && c > 0.0)) {
             bail!("attention: softcap is {:?}, expected a positive number", args.softcap);
         }
+        if args.exclude_self && !args.causal {
+            bail!("attention: exclude_self without causal: expected causal attention");
+        }
+        check_bias(args, h)?;
         let scale = args.scale.unwrap_or(1.0 / (p as f64).sqrt());
         if !scale.is_finite() {
             bail!("attention: scale is {scale}, expected a finite number");
@@ -74,6 +81,9 @@ impl Plan {
             pv,
             causal: args.causal,
             window: args.window,
+            window_mode: args.window_mode,
+            exclude_self: args.exclude_self,
+            weighting: args.weighting,
             softcap: args.softcap,
             scale,
         })
@@ -88,16 +98,40 @@ impl Plan {
     pub(super) fn keys(&self, s: &Sequence, i: usize) -> Range<usize> {
         // The query's position plus one, and never negative: lq > lk is legal without causality.
         let end = (s.lk + i + 1).saturating_sub(s.lq);
-        let first = self.window.map_or(0, |w| end.saturating_sub(w));
-        first..if self.causal { end } else { s.lk }
+        let (first, last) = match (self.window, self.window_mode) {
+            (None, _) => (0, s.lk),
+            (Some(w), WindowMode::Sliding) => (end.saturating_sub(w), s.lk),
+            (Some(w), WindowMode::Block) => {
+                let first = end.saturating_sub(1) / w * w;
+                (first, first.saturating_add(w).min(s.lk))
+            }
+        };
+        let last = if self.causal { end - usize::from(self.exclude_self) } else { last };
+        first..last.max(first)
     }
 
     /// Queries that see key `t` of a sequence: [`Plan::keys`] the other way round.
     pub(super) fn queries(&self, s: &Sequence, t: usize) -> Range<usize> {
-        let own = t + s.lq; // less lk: the query at the key's position
-        let first = if self.causal { own.saturating_sub(s.lk) } else { 0 };
-        let end = self.window.map_or(s.lq, |w| own.saturating_add(w).saturating_sub(s.lk).min(s.lq));
+        // The query at a position, or the first one where it stands earlier.
+        let at = |position: usize| position.saturating_add(s.lq).saturating_sub(s.lk).min(s.lq);
+        let block = self.window.filter(|_| self.window_mode == WindowMode::Block);
+        let first = match block {
+            _ if self.causal => at(t + usize::from(self.exclude_self)),
+            Some(w) => at(t / w * w),
+            None => 0,
+        };
+        let end = match (self.window, block) {
+            (_, Some(w)) => at((t / w + 1).saturating_mul(w)),
+            (Some(w), None) => at(t.saturating_add(w)),
+            (None, None) => s.lq,
+        };
         first..end.max(first)
+    }
+
+    /// Distances that occur between a query and the keys before it that it sees.
+    pub(super) fn reach(&self) -> usize {
+        let longest = self.sequences.iter().map(|s| s.lk).max().unwrap_or(0);
+        self.window.map_or(longest, |w| w.min(longest))
     }
 }
 
@@ -106,6 +140,26 @@ fn dims(t: &Tensor, name: &str) -> Result<(usize, usize, usize, usize)> {
         bail!("attention: {name} has shape {:?}, expected (batch, length, heads, head dimension)", t.shape())
     };
     Ok((b, l, h, p))
+}
+
+fn check_bias(args: &Attention, h: usize) -> Result<()> {
+    let Some(bias) = args.bias else { return Ok(()) };
+    if bias.dims().len() != 2 || bias.dims()[0] != h || bias.dims()[1] == 0 {
+        bail!(
+            "attention: bias has shape {:?}, expected ({h}, distances), at least one distance",
+            bias.shape()
+        );
+    }
+    if !bias.dtype().is_float() || !bias.device().is_cpu() {
+        bail!("attention: bias is {:?} on {:?}, expected a float on the CPU", bias.dtype(), bias.device());
+    }
+    if !args.causal {
+        bail!("attention: bias without causal: its table has no distances to later keys");
+    }
+    if args.softcap.is_some() {
+        bail!("attention: bias and softcap together: expected one of them");
+    }
+    Ok(())
 }
 
 fn check_tensors(args: &Attention) -> Result<()> {
@@ -158,6 +212,12 @@ fn sequences(
                 piece.len
             );
         }
+        if args.window.is_some() && args.window_mode == WindowMode::Block && piece.len > len {
+            bail!(
+                "attention: sequence {n} has {} queries and {len} keys: block windows need as many keys",
+                piece.len
+            );
+        }
         result.push(Sequence { q_row, q_start, lq: piece.len, k_row, k_start, lk: len });
     }
     Ok(result)
@@ -171,35 +231,42 @@ mod tests {
 
     #[test]
     fn keys_and_queries_are_one_relation() -> Result<()> {
-        for (lq, lk) in [(5, 5), (3, 9), (1, 4), (4, 0), (7, 3)] {
-            for causal in [false, true] {
-                for window in [None, Some(1), Some(3), Some(100), Some(usize::MAX)] {
-                    if causal && lq > lk {
+        let windows = [None, Some(1), Some(3), Some(100), Some(usize::MAX)];
+        for (lq, lk) in [(5, 5), (3, 9), (1, 4), (4, 0), (7, 3), (6, 12)] {
+            for (causal, exclude_self) in [(false, false), (true, false), (true, true)] {
+                for window_mode in [WindowMode::Sliding, WindowMode::Block] {
+                    if lq > lk && (causal || window_mode == WindowMode::Block) {
                         continue;
                     }
-                    let q = Tensor::zeros((1, lq, 1, 2), DType::F32, &Device::Cpu)?;
-                    let k = Tensor::zeros((1, lk, 1, 2), DType::F32, &Device::Cpu)?;
-                    let plan = Plan::new(&Attention { causal, window, ..Attention::new(&q, &k, &k) })?;
-                    let s = &plan.sequences[0];
-                    for i in 0..lq {
-                        for t in 0..lk {
-                            let distance = (lk as i64 - lq as i64 + i as i64) - t as i64;
-                            let seen = !(causal && distance < 0)
-                                && window.is_none_or(|w| distance < i64::try_from(w).unwrap_or(i64::MAX));
-                            assert_eq!(
-                                plan.keys(s, i).contains(&t),
-                                seen,
-                                "{lq} {lk} {causal} {window:?} {i} {t}"
-                            );
-                            assert_eq!(
-                                plan.queries(s, t).contains(&i),
-                                seen,
-                                "{lq} {lk} {causal} {window:?} {i} {t}"
-                            );
-                        }
+                    for window in windows {
+                        let q = Tensor::zeros((1, lq, 1, 2), DType::F32, &Device::Cpu)?;
+                        let k = Tensor::zeros((1, lk, 1, 2), DType::F32, &Device::Cpu)?;
+                        let plain = Attention::new(&q, &k, &k);
+                        let args = Attention { causal, window, window_mode, exclude_self, ..plain };
+                        one_relation(&args, (lq, lk))?;
                     }
                 }
             }
+        }
+        Ok(())
+    }
+
+    fn one_relation(args: &Attention, (lq, lk): (usize, usize)) -> Result<()> {
+        let plan = Plan::new(args)?;
+        let s = &plan.sequences[0];
+        for (i, t) in (0..lq).flat_map(|i| (0..lk).map(move |t| (i, t))) {
+            let position = lk as i64 - lq as i64 + i as i64;
+            let distance = position - t as i64;
+            let near = args.window.is_none_or(|w| {
+                let w = i64::try_from(w).unwrap_or(i64::MAX);
+                match args.window_mode {
+                    WindowMode::Sliding => distance < w,
+                    WindowMode::Block => position / w == t as i64 / w,
+                }
+            });
+            let seen = near && !(args.causal && distance < 0) && !(args.exclude_self && distance == 0);
+            assert_eq!(plan.keys(s, i).contains(&t), seen, "{lq} {lk} {i} {t} {args:?}");
+            assert_eq!(plan.queries(s, t).contains(&i), seen, "{lq} {lk} {i} {t} {args:?}");
         }
         Ok(())
     }

@@ -10,9 +10,11 @@
 
 use std::sync::{Mutex, PoisonError};
 
+use super::super::Weighting;
 use super::super::plan::{Plan, Sequence};
+use super::bias::{fold, gather};
 use super::buffer::Buffer;
-use super::{Block, Heads, KEYS, block_tokens, cap_scores, widest, work};
+use super::{Bias, Block, Heads, KEYS, block_tokens, cap_scores, widest, work};
 use crate::host::{self, Disjoint};
 use crate::simd::{Real, vectorized};
 
@@ -32,25 +34,33 @@ pub(in super::super) struct Saved<'a, T> {
     pub(in super::super) lse: &'a [T],
 }
 
-/// dQ (b, lq, h, p), and dK, dV as (rows, positions, h_kv, ..) like k and v.
+/// dQ (b, lq, h, p), dK and dV as (rows, positions, h_kv, ..) like k and v, and the gradient of the bias (h, distances).
 pub(in super::super) fn backward<T: Real>(
     plan: &Plan,
     saved: Saved<T>,
+    bias: Option<&Bias<T>>,
     (rows, positions): (usize, usize),
-) -> [Vec<T>; 3] {
+    distances: usize,
+) -> [Vec<T>; 4] {
     let tokens = block_tokens(plan);
     let tasks = tasks(plan, tokens);
     let h_kv = plan.h / plan.group;
     let mut dq = vec![T::ZERO; plan.b * plan.lq * plan.h * plan.p];
     let mut dk = vec![T::ZERO; rows * positions * h_kv * plan.p];
     let mut dv = vec![T::ZERO; rows * positions * h_kv * plan.pv];
-    let to_dq = Disjoint::new(&mut dq);
+    let size = bias.map_or(0, |bias| bias.head(plan, 0).len());
+    // One a task: the sums of a key head over all sequences are added in order afterwards.
+    let mut d_bias = vec![T::ZERO; tasks.len() * size];
+    let (to_dq, to_bias) = (Disjoint::new(&mut dq), Disjoint::new(&mut d_bias));
     let target = Target { dk: Disjoint::new(&mut dk), dv: Disjoint::new(&mut dv), positions, h_kv };
     let shares: Vec<Share<T>> = tasks.iter().map(|_| Mutex::new(None)).collect();
     let scratch = || Scratch::new(plan, widest(plan, tokens));
     work(tasks.len(), scratch, |scratch, n| {
         let task = &tasks[n];
-        let sums = scratch.run(plan, task, tokens, saved, &to_dq);
+        // SAFETY: each task has a piece of its own.
+        let d_bias = unsafe { to_bias.slice(n * size, size) };
+        let bias = bias.map(|bias| (bias, d_bias));
+        let sums = scratch.run(plan, task, tokens, saved, bias, &to_dq);
         if task.parts == 1 {
             target.write(plan, task, &[sums]);
         } else {
@@ -64,7 +74,11 @@ pub(in super::super) fn backward<T: Real>(
         let sums: Vec<Sums<T>> = shares[n..n + tasks[n].parts].iter().filter_map(take).collect();
         target.write(plan, &tasks[n], &sums);
     });
-    [dq, dk, dv]
+    let mut sums = vec![T::ZERO; if size > 0 { h_kv * size } else { 0 }];
+    for (task, part) in tasks.iter().zip(d_bias.chunks_exact(size.max(1))) {
+        add(&mut sums[task.head * size..(task.head + 1) * size], part);
+    }
+    [dq, dk, dv, fold(plan, &sums, distances)]
 }
 
 /// The query blocks `part`, `part + parts`, ... of one key head of one sequence: under causality as long as any other
@@ -160,7 +174,15 @@ impl<T: Real> Scratch<T> {
         }
     }
 
-    fn run(&mut self, plan: &Plan, task: &Task, tokens: usize, saved: Saved<T>, dq: &Disjoint<T>) -> Sums<T> {
+    fn run(
+        &mut self,
+        plan: &Plan,
+        task: &Task,
+        tokens: usize,
+        saved: Saved<T>,
+        mut bias: Option<(&Bias<T>, &mut [T])>,
+        dq: &Disjoint<T>,
+    ) -> Sums<T> {
         let Task { sequence, head, .. } = *task;
         let mut sums =
             Sums { dk: vec![T::ZERO; sequence.lk * plan.p], dv: vec![T::ZERO; sequence.lk * plan.pv] };
@@ -169,7 +191,9 @@ impl<T: Real> Scratch<T> {
             self.load(plan, &block, saved);
             let keys = block.keys(plan);
             for key in keys.clone().step_by(KEYS) {
-                self.tile(plan, &block, saved, (key, KEYS.min(keys.end - key)), &mut sums);
+                let n = KEYS.min(keys.end - key);
+                let bias = bias.as_mut().map(|(bias, sums)| (*bias, &mut **sums));
+                self.tile(plan, &block, saved, bias, (key, n), &mut sums);
             }
             for i in 0..block.tokens {
                 let row = plan.row(&sequence, first + i, head);
@@ -209,6 +233,7 @@ impl<T: Real> Scratch<T> {
         plan: &Plan,
         block: &Block,
         saved: Saved<T>,
+        bias: Option<(&Bias<T>, &mut [T])>,
         (key, n): (usize, usize),
         sums: &mut Sums<T>,
     ) {
@@ -223,11 +248,25 @@ impl<T: Real> Scratch<T> {
             #[inline(always)]
             || {
                 cap_scores(weights, plan.softcap);
-                softmax_slopes(weights, slopes, &self.lse[..m], &self.dot[..m], plan.softcap);
+                if let Some((bias, _)) = &bias {
+                    bias.add(plan, block, key, m, weights);
+                }
+                match plan.weighting {
+                    Weighting::Softmax => {
+                        softmax_slopes(weights, slopes, &self.lse[..m], &self.dot[..m], plan.softcap);
+                    }
+                    Weighting::ReluSquared => relu_slopes(weights, slopes, plan.softcap),
+                }
             },
         );
         block.mask(plan, key, m, weights, T::ZERO);
         block.mask(plan, key, m, slopes, T::ZERO);
+        if let Some((_, sums)) = bias {
+            vectorized(
+                #[inline(always)]
+                || gather(plan, block, key, m, slopes, sums),
+            );
+        }
         let (dk, dv) = (&mut sums.dk[key * p..], &mut sums.dv[key * pv..]);
         host::gemm((n, used, pv), weights, (m, 1), &self.d_o_rows, (pv, 1), dv, (pv, 1), true);
         host::gemm((n, used, p), slopes, (m, 1), &self.q_rows, (p, 1), dk, (p, 1), true);
@@ -257,5 +296,17 @@ fn softmax_slopes<T: Real>(weights: &mut [T], slopes: &mut [T], lse: &[T], dot: 
             *w = Real::exp(*w - lse);
             *ds = *w * (*ds - dot) * (T::ONE - flat * flat);
         }
+    }
+}
+
+/// Scores and dP to P = relu(s)² and dS = 2 relu(s) dP.
+#[inline(always)]
+fn relu_slopes<T: Real>(weights: &mut [T], slopes: &mut [T], cap: Option<f64>) {
+    let inverse = cap.map_or(T::ZERO, |cap| T::real(1.0 / cap));
+    for (w, ds) in weights.iter_mut().zip(slopes) {
+        let flat = *w * inverse;
+        let r = if *w < T::ZERO { T::ZERO } else { *w };
+        *w = r * r;
+        *ds = (r + r) * *ds * (T::ONE - flat * flat);
     }
 }

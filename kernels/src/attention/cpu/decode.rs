@@ -3,8 +3,10 @@
 //! Keys go in chunks, each with a softmax of its own; the chunks are weighed against each other at the end. The floor is
 //! the time that memory takes to deliver the keys and values.
 
+use super::super::Weighting;
 use super::super::plan::{Plan, Sequence};
-use super::{Heads, LANES, cap_scores, lanes};
+use super::forward::relu_squared;
+use super::{Bias, Heads, LANES, cap_scores, lanes};
 use crate::host::{self, Disjoint};
 use crate::simd::{Real, vectorized};
 
@@ -31,7 +33,11 @@ struct Chunk {
 }
 
 /// Output (b, lq, h, pv).
-pub(in super::super) fn decode<T: Real>(plan: &Plan, [q, k, v]: [Heads<T>; 3]) -> Vec<T> {
+pub(in super::super) fn decode<T: Real>(
+    plan: &Plan,
+    [q, k, v]: [Heads<T>; 3],
+    bias: Option<&Bias<T>>,
+) -> Vec<T> {
     let (chunks, partials) = chunks(plan);
     let queries = pack_queries(plan, q);
     let mut sums = vec![T::ZERO; partials * plan.pv];
@@ -48,7 +54,17 @@ pub(in super::super) fn decode<T: Real>(plan: &Plan, [q, k, v]: [Heads<T>; 3]) -
             let q = &queries[chunk.queries * plan.p..(chunk.queries + rows) * plan.p];
             weights.clear();
             weights.resize(rows * CHUNK, T::ZERO);
-            pulp::Arch::new().dispatch(Attend { plan, chunk, q, k, v, weights: &mut weights, sums, stats });
+            pulp::Arch::new().dispatch(Attend {
+                plan,
+                chunk,
+                q,
+                k,
+                v,
+                bias,
+                weights: &mut weights,
+                sums,
+                stats,
+            });
         }
     };
     let elements: usize = chunks.iter().map(|c| c.end - c.start).sum::<usize>() * plan.h / plan.group;
@@ -70,6 +86,7 @@ struct Attend<'a, T> {
     q: &'a [T],
     k: Heads<'a, T>,
     v: Heads<'a, T>,
+    bias: Option<&'a Bias<T>>,
     weights: &'a mut [T],
     sums: &'a mut [T],
     stats: &'a mut [[T; 2]],
@@ -80,8 +97,11 @@ impl<T: Real> pulp::WithSimd for Attend<'_, T> {
 
     #[inline(always)]
     fn with_simd<S: pulp::Simd>(self, simd: S) {
-        let Self { plan, chunk, q, k, v, weights, sums, stats } = self;
+        let Self { plan, chunk, q, k, v, bias, weights, sums, stats } = self;
         score(simd, plan, chunk, q, k, weights);
+        if let Some(bias) = bias {
+            add_bias(plan, chunk, bias, weights);
+        }
         soften(plan, chunk, weights, stats);
         gather(plan, chunk, v, weights, sums);
     }
@@ -141,6 +161,22 @@ fn score<T: Real, S: pulp::Simd>(
     cap_scores(scores, plan.softcap);
 }
 
+/// Adds the bias to the scores of the keys up to each query.
+#[inline(always)]
+fn add_bias<T: Real>(plan: &Plan, chunk: &Chunk, bias: &Bias<T>, scores: &mut [T]) {
+    let (s, group) = (&chunk.sequence, plan.group);
+    for (row, scores) in scores.chunks_exact_mut(CHUNK).enumerate() {
+        let (g, i, j) = (row / (s.lq * group), row / group % s.lq, row % group);
+        let table = bias.head(plan, g);
+        let position = s.lk - s.lq + i;
+        for (t, score) in (chunk.start..chunk.end.min(position + 1)).zip(scores) {
+            if let Some(&b) = table.get((position - t) * group + j) {
+                *score += b;
+            }
+        }
+    }
+}
+
 /// Scores to weights relative to each row's top; zero where the query does not see the key.
 #[inline(always)]
 fn soften<T: Real>(plan: &Plan, chunk: &Chunk, weights: &mut [T], stats: &mut [[T; 2]]) {
@@ -150,7 +186,12 @@ fn soften<T: Real>(plan: &Plan, chunk: &Chunk, weights: &mut [T], stats: &mut [[
         let at = |t: usize| t.clamp(chunk.start, chunk.end) - chunk.start;
         let (start, end) = (at(seen.start), at(seen.end));
         weights[..start].fill(T::NEG_INFINITY);
-        weights[end..].fill(T::NEG_INFINITY);
+        weights[end.max(start)..].fill(T::NEG_INFINITY);
+        if plan.weighting == Weighting::ReluSquared {
+            relu_squared(weights);
+            *stats = [T::ZERO, T::ONE];
+            continue;
+        }
         let mut tops = [T::NEG_INFINITY; LANES];
         for c in (0..CHUNK).step_by(LANES) {
             let w = lanes(weights, c);
@@ -210,7 +251,7 @@ fn combine<T: Real>(plan: &Plan, chunks: &[Chunk], sums: &[T], stats: &[[T; 2]])
                 continue;
             }
             for c in chunks {
-                let weight = share(c) / total;
+                let weight = if plan.weighting == Weighting::Softmax { share(c) / total } else { T::ONE };
                 let sums = &sums[(c.partial + row) * plan.pv..][..plan.pv];
                 for (out, &sum) in out.iter_mut().zip(sums) {
                     *out = Real::mul_add(weight, sum, *out);

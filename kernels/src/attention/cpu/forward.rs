@@ -1,8 +1,9 @@
 //! Forward by tiles, softmax online: one pass over the keys, nothing kept but the output and the log-sum-exp.
 
+use super::super::Weighting;
 use super::super::plan::Plan;
 use super::buffer::Buffer;
-use super::{Block, Heads, KEYS, LANES, block_tokens, cap_scores, lanes, widest, work};
+use super::{Bias, Block, Heads, KEYS, LANES, block_tokens, cap_scores, lanes, widest, work};
 use crate::host::{self, Disjoint};
 use crate::simd::{Real, vectorized};
 
@@ -10,6 +11,7 @@ use crate::simd::{Real, vectorized};
 pub(in super::super) fn forward<T: Real>(
     plan: &Plan,
     [q, k, v]: [Heads<T>; 3],
+    bias: Option<&Bias<T>>,
     keep: bool,
 ) -> (Vec<T>, Vec<T>) {
     let tokens = block_tokens(plan);
@@ -29,7 +31,7 @@ pub(in super::super) fn forward<T: Real>(
     let scratch = || Scratch::new(plan, widest(plan, tokens));
     work(blocks.len(), scratch, |scratch, n| {
         let block = &blocks[n];
-        scratch.attend(plan, block, [q, k, v]);
+        scratch.attend(plan, block, [q, k, v], bias);
         for i in 0..block.tokens {
             let row = plan.row(&block.sequence, block.first + i, block.head);
             // SAFETY: a block owns the rows of its tokens and heads, and no two blocks share one.
@@ -71,7 +73,7 @@ impl<T: Real> Scratch<T> {
         }
     }
 
-    fn attend(&mut self, plan: &Plan, block: &Block, [q, k, v]: [Heads<T>; 3]) {
+    fn attend(&mut self, plan: &Plan, block: &Block, [q, k, v]: [Heads<T>; 3], bias: Option<&Bias<T>>) {
         let (_, m) = block.columns(plan);
         let (p, pv, s) = (plan.p, plan.pv, &block.sequence);
         q.pack_columns(plan, block, p, T::real(plan.scale), &mut self.q);
@@ -86,12 +88,20 @@ impl<T: Real> Scratch<T> {
             host::gemm((n, p, m), k_tile, (k.token, 1), &self.q, (m, 1), scores, (m, 1), false);
             vectorized(
                 #[inline(always)]
-                || cap_scores(scores, plan.softcap),
+                || {
+                    cap_scores(scores, plan.softcap);
+                    if let Some(bias) = bias {
+                        bias.add(plan, block, key, m, scores);
+                    }
+                },
             );
             block.mask(plan, key, m, scores, T::NEG_INFINITY);
             vectorized(
                 #[inline(always)]
-                || self.online_softmax(n, m, pv),
+                || match plan.weighting {
+                    Weighting::Softmax => self.online_softmax(n, m, pv),
+                    Weighting::ReluSquared => relu_squared(&mut self.scores[..n * m]),
+                },
             );
             let v_tile = v.keys(s, key, block.head);
             let (weights, out) = (&self.scores[..n * m], &mut self.out[..pv * m]);
@@ -153,7 +163,14 @@ impl<T: Real> Scratch<T> {
         let (_, m) = block.columns(plan);
         for (j, out) in out.chunks_exact_mut(plan.pv).enumerate() {
             let c = i * plan.group + j;
-            let inverse = if self.sum[c] == T::ZERO { T::ZERO } else { T::ONE / self.sum[c] };
+            let normalised = plan.weighting == Weighting::Softmax;
+            let inverse = if !normalised {
+                T::ONE
+            } else if self.sum[c] == T::ZERO {
+                T::ZERO
+            } else {
+                T::ONE / self.sum[c]
+            };
             for (d, out) in out.iter_mut().enumerate() {
                 *out = self.out[d * m + c] * inverse;
             }
@@ -165,5 +182,14 @@ impl<T: Real> Scratch<T> {
             return -T::NEG_INFINITY;
         }
         self.top[c] + T::real(self.sum[c].to_f64().ln())
+    }
+}
+
+/// Scores to weights without a norm.
+#[inline(always)]
+pub(super) fn relu_squared<T: Real>(scores: &mut [T]) {
+    for s in scores {
+        let r = if *s < T::ZERO { T::ZERO } else { *s }; // NaN stays
+        *s = r * r;
     }
 }

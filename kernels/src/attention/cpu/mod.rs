@@ -5,12 +5,14 @@
 //! copied, the softmax needs no horizontal sums, and heads that share keys share every load of them.
 
 mod backward;
+mod bias;
 mod buffer;
 mod decode;
 mod forward;
 mod heads;
 
 pub(super) use backward::{Saved, backward};
+pub(super) use bias::Bias;
 pub(super) use decode::{decode, is_decode};
 pub(super) use forward::forward;
 pub(super) use heads::Heads;
