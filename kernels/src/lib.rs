@@ -40,6 +40,7 @@ pub mod ssd;
 mod tape;
 mod team;
 
+pub use attention::cope::{Cope, cope_attention};
 pub use attention::{Attention, Weighting, WindowMode, attention};
 pub use bspline::bspline_basis;
 pub use causal_conv1d::{

@@ -14,6 +14,7 @@
 //! recomputation in the backward pass: Dao et al. 2022, algorithms 1 and 4; soft cap: Gemma 2 report, section 2; bias by
 //! distance: Raffel et al. 2020, section 2.1 (learned), Press et al. 2022 (linear); squared relu: Hua et al. 2022.
 
+pub mod cope;
 mod cpu;
 pub mod naive;
 mod plan;

@@ -48,7 +48,7 @@ pub fn weights(args: &Attention) -> Result<Tensor> {
 }
 
 /// Keys or values of a sequence for each query head: (h, lk, ..).
-fn keys(plan: &Plan, s: &Sequence, t: &Tensor) -> Result<Tensor> {
+pub(super) fn keys(plan: &Plan, s: &Sequence, t: &Tensor) -> Result<Tensor> {
     let t = t.narrow(0, s.k_row, 1)?.narrow(1, s.k_start, s.lk)?.squeeze(0)?;
     let (l, h_kv, p) = t.dims3()?;
     let shared = t.unsqueeze(2)?.broadcast_as((l, h_kv, plan.group, p))?;
@@ -67,14 +67,25 @@ fn one(plan: &Plan, s: &Sequence, args: &Attention) -> Result<Tensor> {
     if let Some(bias) = args.bias {
         scores = (scores + by_distance(bias, s)?.to_dtype(q.dtype())?)?;
     }
+    let seen = seen(plan, s, &scores)?;
+    match plan.weighting {
+        Weighting::Softmax => softmax(&scores, &seen),
+        Weighting::ReluSquared => seen.where_cond(&scores.relu()?.sqr()?, &scores.zeros_like()?),
+    }
+}
+
+/// Ones where a query sees a key, in the shape of the scores (h, lq, lk).
+pub(super) fn seen(plan: &Plan, s: &Sequence, scores: &Tensor) -> Result<Tensor> {
     let seen: Vec<u8> =
         (0..s.lq).flat_map(|i| (0..s.lk).map(move |t| plan.keys(s, i).contains(&t).into())).collect();
-    let seen = Tensor::from_vec(seen, (1, s.lq, s.lk), q.device())?.broadcast_as(scores.shape())?;
-    if plan.weighting == Weighting::ReluSquared {
-        return seen.where_cond(&scores.relu()?.sqr()?, &scores.zeros_like()?);
-    }
-    let hidden = Tensor::full(f32::NEG_INFINITY, scores.shape(), q.device())?.to_dtype(q.dtype())?;
-    let scores = seen.where_cond(&scores, &hidden)?;
+    Tensor::from_vec(seen, (1, s.lq, s.lk), scores.device())?.broadcast_as(scores.shape())
+}
+
+/// Softmax over the keys that are seen; zeros where there are none.
+pub(super) fn softmax(scores: &Tensor, seen: &Tensor) -> Result<Tensor> {
+    let hidden =
+        Tensor::full(f32::NEG_INFINITY, scores.shape(), scores.device())?.to_dtype(scores.dtype())?;
+    let scores = seen.where_cond(scores, &hidden)?;
     // The maximum of a row cancels in the quotient: a constant for the gradient. A row that sees nothing has none, and
     // sums to 0.
     let top = scores.max_keepdim(D::Minus1)?.detach().maximum(f64::from(f32::MIN))?;

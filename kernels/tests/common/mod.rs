@@ -17,7 +17,11 @@ pub struct Case {
 
 /// The recorded cases of one op, sorted by name; at least one.
 pub fn cases(op: &str) -> Vec<Case> {
-    let dir = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/golden");
+    Case::all_in("tests/golden", op)
+}
+
+/// The files of one op in a folder.
+fn names_in(dir: &std::path::Path, op: &str) -> Vec<String> {
     let mut names: Vec<String> = std::fs::read_dir(dir)
         .unwrap()
         .map(|e| e.unwrap().file_name().into_string().unwrap())
@@ -25,12 +29,22 @@ pub fn cases(op: &str) -> Vec<Case> {
         .collect();
     names.sort();
     assert!(!names.is_empty(), "no golden case of {op}");
-    names.into_iter().map(|n| Case::load(&n)).collect()
+    names
 }
 
 impl Case {
     pub fn load(name: &str) -> Self {
-        let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name);
+        Self::open(&PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/golden"), name)
+    }
+
+    /// The recorded cases of one op in a folder of this repository, from this crate's on.
+    pub fn all_in(folder: &str, op: &str) -> Vec<Self> {
+        let dir = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join(folder);
+        names_in(&dir, op).iter().map(|name| Self::open(&dir, name)).collect()
+    }
+
+    fn open(dir: &std::path::Path, name: &str) -> Self {
+        let path = dir.join(name);
         let bytes = std::fs::read(&path).unwrap();
         let (_, meta) = safetensors::SafeTensors::read_metadata(&bytes).unwrap();
         let params = meta.metadata().as_ref().and_then(|m| m.get("params").cloned()).unwrap_or("{}".into());

@@ -2,7 +2,9 @@
 
 use candle_core::Result;
 use schemars::JsonSchema;
-use semisep_core::{Issue, Mixer, MixerConfig, RotaryConfig, VarBuilder, divides, in_range};
+use semisep_core::{
+    Issue, Mixer, MixerConfig, RelBiasConfig, RotaryConfig, VarBuilder, WindowMode, divides, in_range,
+};
 use serde::{Deserialize, Serialize};
 
 use crate::{Attention, KIND};
@@ -22,9 +24,21 @@ pub struct AttentionConfig {
     /// Taps of the short convolution over q, k, v; 0: none.
     #[serde(default)]
     pub d_conv: usize,
-    /// Rotary positions; absent: none.
+    /// Rotary positions. Of `rope`, `alibi`, `rel_bias`, `cope` and `nope` at most one; absent: none of them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rope: Option<RotaryConfig>,
+    /// A bias of the scores that falls linearly with the distance, a slope a head (ALiBi).
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub alibi: bool,
+    /// A learned bias of the scores by the distance (T5).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rel_bias: Option<RelBiasConfig>,
+    /// Positions that count what the query finds worth counting (CoPE).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cope: Option<CopeConfig>,
+    /// Says that there are no positions on purpose (NoPE): the causal mask alone tells an order.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub nope: bool,
     /// Bias of the input map.
     #[serde(default)]
     pub qkv_bias: bool,
@@ -34,9 +48,15 @@ pub struct AttentionConfig {
     /// RMS norm over each head's query and key.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub qk_norm: Option<QkNorm>,
-    /// Each query sees this many tokens, itself included. Default: all.
+    /// Each query sees this many tokens, itself included, or those of its block of so many. Default: all.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub window: Option<usize>,
+    /// Whether the window slides with the query or the sequence is cut into blocks.
+    #[serde(default, skip_serializing_if = "WindowMode::is_sliding")]
+    pub window_mode: WindowMode,
+    /// A gate on the head outputs, from a query map twice as wide: `o · sigmoid(gate)` (Qwen3-Next).
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub output_gate: bool,
     /// `cap · tanh(score / cap)`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub softcap: Option<f64>,
@@ -55,6 +75,29 @@ pub struct QkNorm {
     /// Added under the root.
     #[serde(default = "small")]
     pub eps: f64,
+    /// Whether the weights are those of Gemma and Qwen3-Next, less one: the factor is `1 + weight`.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub unit_offset: bool,
+}
+
+/// `cope = { npos_max = 64 }`
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct CopeConfig {
+    /// Positions that have an embedding; greater counts take the last.
+    #[serde(default = "sixty_four")]
+    pub npos_max: usize,
+    /// Whether each head has embeddings of its own.
+    #[serde(default)]
+    pub per_head: bool,
+}
+
+fn sixty_four() -> usize {
+    64
+}
+
+fn is_false(flag: &bool) -> bool {
+    !flag
 }
 
 fn yes() -> bool {
@@ -74,10 +117,16 @@ impl AttentionConfig {
             head_dim: None,
             d_conv: 0,
             rope: None,
+            alibi: false,
+            rel_bias: None,
+            cope: None,
+            nope: false,
             qkv_bias: false,
             out_bias: false,
             qk_norm: None,
             window: None,
+            window_mode: WindowMode::Sliding,
+            output_gate: false,
             softcap: None,
             scale: None,
             causal: true,
@@ -92,6 +141,49 @@ impl AttentionConfig {
     /// Features a head (p) at this model width.
     pub fn head_dim(&self, d_model: usize) -> usize {
         self.head_dim.unwrap_or(d_model / self.n_heads.max(1))
+    }
+
+    /// Rows of the input map that are queries (and their gates), and of each of keys and values.
+    pub(crate) fn widths(&self, head_dim: usize) -> (usize, usize) {
+        let queries = self.n_heads * if self.output_gate { 2 } else { 1 };
+        (head_dim * queries, head_dim * self.n_kv_heads())
+    }
+
+    /// Options that do not go together.
+    fn check_options(&self) -> Vec<Issue> {
+        let positions = [
+            ("rope", self.rope.is_some()),
+            ("alibi", self.alibi),
+            ("rel_bias", self.rel_bias.is_some()),
+            ("cope", self.cope.is_some()),
+            ("nope", self.nope),
+        ];
+        let chosen: Vec<&str> = positions.into_iter().filter_map(|(key, on)| on.then_some(key)).collect();
+        let mut issues = Vec::new();
+        if let [first, second, ..] = chosen[..] {
+            issues.push(
+                Issue::new(second, format!("`{second}` beside `{first}`: expected one kind of positions"))
+                    .help(format!("leave `{first}` or `{second}` out")),
+            );
+        }
+        let scored = chosen.iter().copied().find(|key| ["alibi", "rel_bias", "cope"].contains(key));
+        if let Some(key) = scored.filter(|_| !self.causal) {
+            issues
+                .push(Issue::new(key, format!("`{key}` without `causal`: its positions know no later keys")));
+        }
+        if let Some(key) = scored.filter(|_| self.softcap.is_some()) {
+            issues.push(Issue::new("softcap", format!("`softcap` beside `{key}`: expected one of them")));
+        }
+        if self.window_mode == WindowMode::Block && self.window.is_none() {
+            let issue = Issue::new("window_mode", "`window_mode = \"block\"` needs a `window`");
+            issues.push(issue.help("set `window` to the tokens of a block"));
+        }
+        if self.output_gate && self.d_conv > 0 {
+            issues.push(Issue::new("d_conv", "`d_conv` beside `output_gate`: expected one of them"));
+        }
+        issues.extend(self.rel_bias.and_then(|bias| bias.check("rel_bias")));
+        issues.extend(self.cope.as_ref().and_then(|cope| in_range("cope.npos_max", cope.npos_max, 1)));
+        issues
     }
 
     fn check_rope(&self, head_dim: usize) -> Option<Issue> {
@@ -126,6 +218,7 @@ impl MixerConfig for AttentionConfig {
                 issues.push(Issue::new(key, format!("expected a number above 0, found {v}")));
             }
         }
+        issues.extend(self.check_options());
         if !issues.is_empty() {
             return issues;
         }
@@ -135,7 +228,8 @@ impl MixerConfig for AttentionConfig {
         }
         issues.extend(divides("n_kv_heads", self.n_kv_heads(), "n_heads", self.n_heads));
         if issues.is_empty() {
-            let width = self.head_dim(d_model).saturating_mul(self.n_heads + 2 * self.n_kv_heads());
+            let heads = self.n_heads * if self.output_gate { 2 } else { 1 } + 2 * self.n_kv_heads();
+            let width = self.head_dim(d_model).saturating_mul(heads);
             issues.extend(in_range("head_dim", width, 1));
             issues.extend(self.check_rope(self.head_dim(d_model)));
         }

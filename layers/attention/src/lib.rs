@@ -1,18 +1,24 @@
-//! Softmax attention (Vaswani et al. 2017) with grouped queries, rotary positions, window, soft cap and the short
-//! convolution of the Mamba-2 hybrids.
+//! Softmax attention (Vaswani et al. 2017) with grouped queries, all kinds of positions, windows, soft cap, output gate
+//! and the short convolution of the Mamba-2 hybrids.
 //!
 //! ```text
 //! [q | k | v] = in_proj u           [q | k | v] ← conv([q | k | v])   depthwise, causal, no activation; if d_conv > 0
 //! q, k ← norm(q), norm(k)           q, k ← rotate(q), rotate(k)       if configured, in this order
-//! o_t = Σ_s softmax_s( cap · tanh(q_t · k_s · scale / cap) ) v_s      over t - window < s ≤ t
-//! out = out_proj o
+//! o_t = Σ_s softmax_s( cap · tanh(q_t · k_s · scale / cap) + bias[t-s] ) v_s      over t - window < s ≤ t
+//! out = out_proj (o · sigmoid(gate))                                 the gate if configured
 //! ```
+//! Positions: rotary (Su et al. 2021); ALiBi, `bias[n] = -slope n` (Press et al. 2022); T5's learned bias by buckets of
+//! distances (Raffel et al. 2020); CoPE, by counted tokens (Golovneva et al. 2024); none. With `window_mode = "block"`
+//! the window is the block of the sequence in which t lies.
+//!
 //! As a matrix mixer, head by head: the softmax rows themselves; of full rank, not semiseparable.
 //!
 //! | symbol | parameter | shape |
 //! |---|---|---|
-//! | input map | `in_proj.weight` (`.bias`) | (p (h + 2 h_kv), d), rows [q, k, v] |
+//! | input map | `in_proj.weight` (`.bias`) | (p (h + 2 h_kv), d), rows [q, k, v]; gated: q is (p of q, p of gate) by head |
 //! | conv | `conv1d.weight`, `conv1d.bias` | (p (h + 2 h_kv), 1, k), oldest tap first |
+//! | T5 bias | `relative_attention_bias.weight` | (buckets, h) |
+//! | CoPE | `cope.pos_emb` | (p, npos) or (h, p, npos) |
 //! | norms on q, k | `q_norm.weight`, `k_norm.weight` | (p) |
 //! | output map | `out_proj.weight` (`.bias`) | (d, h p) |
 //!
@@ -21,15 +27,17 @@
 
 mod config;
 mod matrix;
+mod positions;
 
 use candle_core::{D, DType, Device, Result, Tensor};
-pub use config::{AttentionConfig, QkNorm};
+pub use config::{AttentionConfig, CopeConfig, QkNorm};
+use positions::Positions;
 use semisep_core::{
-    Context, Cost, Init, Linear, Mixer, Mixing, Norm, NormConfig, NormKind, ParameterGroup, Rotary, State,
-    StateKind, VarBuilder,
+    Context, Cost, Init, Linear, Mixer, Mixing, Norm, NormConfig, NormKind, ParameterGroup, State, StateKind,
+    VarBuilder,
 };
 use semisep_kernels::{
-    Attention as AttentionOp, CausalConv1d, attention, causal_conv1d, causal_conv1d_update, state_dtype,
+    Attention as AttentionOp, CausalConv1d, causal_conv1d, causal_conv1d_update, state_dtype,
 };
 
 const KIND: &str = "attention";
@@ -45,7 +53,7 @@ pub struct Attention {
     conv: Option<(Tensor, Tensor)>, // weight (channels, k), bias (channels)
     q_norm: Option<Norm>,
     k_norm: Option<Norm>,
-    rotary: Option<Rotary>,
+    positions: Positions,
     out_proj: Linear,
     groups: Vec<ParameterGroup>,
     dtype: DType,
@@ -58,6 +66,8 @@ struct Heads {
     q: Tensor,
     k: Tensor,
     v: Tensor,
+    /// (b, l, h p), before the sigmoid.
+    gate: Option<Tensor>,
 }
 
 impl Attention {
@@ -67,7 +77,8 @@ impl Attention {
     /// If a parameter is missing or has another shape.
     pub fn new(d_model: usize, config: &AttentionConfig, vb: &VarBuilder) -> Result<Self> {
         let (h, kv, p) = (config.n_heads, config.n_kv_heads(), config.head_dim(d_model));
-        let width = p * (h + 2 * kv);
+        let (queries, keys) = config.widths(p);
+        let width = queries + 2 * keys;
         let in_proj = Linear::new(d_model, width, config.qkv_bias, &vb.pp("in_proj"))?;
         let conv = (config.d_conv > 0)
             .then(|| -> Result<_> {
@@ -77,14 +88,16 @@ impl Attention {
             })
             .transpose()?;
         let norm = |name| {
-            let norm =
-                |c: &QkNorm| Norm::new(p, NormConfig { kind: NormKind::Rms, eps: c.eps }, &vb.pp(name));
+            let norm = |c: &QkNorm| match c.unit_offset {
+                true => Norm::with_unit_offset(p, c.eps, &vb.pp(name)),
+                false => Norm::new(p, NormConfig { kind: NormKind::Rms, eps: c.eps }, &vb.pp(name)),
+            };
             config.qk_norm.as_ref().map(norm).transpose()
         };
         Ok(Self {
             q_norm: norm("q_norm")?,
             k_norm: norm("k_norm")?,
-            rotary: config.rope.as_ref().map(|r| Rotary::new(r, p, vb.device())).transpose()?,
+            positions: Positions::new(d_model, config, vb)?,
             out_proj: Linear::new(h * p, d_model, config.out_bias, &vb.pp("out_proj"))?,
             groups: vb.groups(),
             dtype: vb.dtype(),
@@ -100,26 +113,49 @@ impl Attention {
         })
     }
 
-    /// qkv (b, l, p (h + 2 h_kv)), convolved, -> heads with norms and positions applied.
+    /// qkv (b, l, queries + 2 keys), convolved, -> heads with norms and positions applied.
     fn split(&self, qkv: &Tensor, positions: &[usize], cu_seqlens: Option<&[usize]>) -> Result<Heads> {
         let (b, l, _) = qkv.dims3()?;
         let (h, kv, p) = (self.heads, self.kv_heads, self.head_dim);
-        let part = |start, heads: usize| qkv.narrow(D::Minus1, start, heads * p)?.reshape((b, l, heads, p));
+        let (queries, keys) = self.config.widths(p);
+        let part =
+            |start, heads: usize, p| qkv.narrow(D::Minus1, start, heads * p)?.reshape((b, l, heads, p));
         let turn = |t: Tensor, norm: &Option<Norm>| {
             let t = norm.as_ref().map_or(Ok(t.clone()), |n| n.forward(&t))?;
-            self.rotary.as_ref().map_or(Ok(t.clone()), |r| r.forward(&t, positions, cu_seqlens))
+            self.positions.turn(t, positions, cu_seqlens)
+        };
+        let (q, gate) = match self.config.output_gate {
+            false => (part(0, h, p)?, None),
+            true => {
+                let both = part(0, h, 2 * p)?;
+                let gate = both.narrow(D::Minus1, p, p)?.contiguous()?.reshape((b, l, h * p))?;
+                (both.narrow(D::Minus1, 0, p)?.contiguous()?, Some(gate))
+            }
         };
         Ok(Heads {
-            q: turn(part(0, h)?, &self.q_norm)?,
-            k: turn(part(h * p, kv)?, &self.k_norm)?,
-            v: part((h + kv) * p, kv)?,
+            q: turn(q, &self.q_norm)?,
+            k: turn(part(queries, kv, p)?, &self.k_norm)?,
+            v: part(queries + keys, kv, p)?,
+            gate,
         })
+    }
+
+    /// Head outputs (b, l, h p), gated where configured, -> (b, l, d).
+    fn output(&self, o: &Tensor, gate: Option<&Tensor>) -> Result<Tensor> {
+        let o = o.flatten_from(2)?;
+        let o = match gate {
+            // sigmoid(g) = (1 + tanh(g/2)) / 2: nothing overflows, neither in the gradient.
+            Some(g) => (o * g.affine(0.5, 0.0)?.tanh()?.affine(0.5, 0.5)?)?,
+            None => o,
+        };
+        self.out_proj.forward(&o)
     }
 
     fn options<'a>(&'a self, heads: &'a Heads) -> AttentionOp<'a> {
         AttentionOp {
             causal: self.config.causal,
             window: self.config.window,
+            window_mode: self.config.window_mode.into(),
             softcap: self.config.softcap,
             scale: self.config.scale,
             ..AttentionOp::new(&heads.q, &heads.k, &heads.v)
@@ -151,7 +187,13 @@ impl Attention {
         state.append("v", &heads.v, lengths)?;
         let kv_lens: Vec<usize> = state.seen().iter().zip(lengths).map(|(s, l)| s + l).collect();
         let (k, v) = (state.get("k")?, state.get("v")?);
-        attention(&AttentionOp { k, v, cu_seqlens, kv_lens: Some(&kv_lens), ..self.options(heads) })
+        self.positions.attend(AttentionOp {
+            k,
+            v,
+            cu_seqlens,
+            kv_lens: Some(&kv_lens),
+            ..self.options(heads)
+        })
     }
 }
 
@@ -164,9 +206,11 @@ impl Mixer for Attention {
         let heads = self.split(&qkv, &positions, ctx.cu_seqlens)?;
         let o = match ctx.state.as_deref_mut() {
             Some(state) => self.attend_cached(&heads, state, &lengths, ctx.cu_seqlens)?,
-            None => attention(&AttentionOp { cu_seqlens: ctx.cu_seqlens, ..self.options(&heads) })?,
+            None => {
+                self.positions.attend(AttentionOp { cu_seqlens: ctx.cu_seqlens, ..self.options(&heads) })?
+            }
         };
-        let out = self.out_proj.forward(&o.flatten_from(2)?)?;
+        let out = self.output(&o, heads.gate.as_ref())?;
         let entries: Vec<(&str, Tensor)> = conv.into_iter().map(|c| ("conv", c)).collect();
         ctx.leave(&entries, &lengths)?;
         Ok(out)
@@ -182,7 +226,7 @@ impl Mixer for Attention {
         }
         let heads = self.split(&qkv.unsqueeze(1)?, state.seen(), None)?;
         let o = self.attend_cached(&heads, state, &vec![1; b], None)?;
-        let out = self.out_proj.forward(&o.reshape((b, self.heads * self.head_dim))?)?;
+        let out = self.output(&o, heads.gate.as_ref())?.squeeze(1)?;
         state.advance(&vec![1; b]);
         Ok(out)
     }
@@ -196,14 +240,16 @@ impl Mixer for Attention {
         if self.conv.is_none() {
             return Ok(state);
         }
-        let width = self.head_dim * (self.heads + 2 * self.kv_heads);
+        let (queries, keys) = self.config.widths(self.head_dim);
+        let width = queries + 2 * keys;
         let conv = (batch, width, self.config.d_conv - 1);
         state.with_zeros("conv", StateKind::Recurrent, conv, state_dtype(self.dtype), &self.device)
     }
 
     fn cost(&self, batch: usize, seqlen: usize) -> Cost {
         let (h, kv, p, k) = (self.heads, self.kv_heads, self.head_dim, self.config.d_conv);
-        let (rows, width, size) = (batch * seqlen, p * (h + 2 * kv), self.dtype.size_in_bytes());
+        let (queries, keys) = self.config.widths(p);
+        let (rows, width, size) = (batch * seqlen, queries + 2 * keys, self.dtype.size_in_bytes());
         let linears = Cost::linear(rows, self.d_model, width, self.config.qkv_bias, size)
             + Cost::linear(rows, h * p, self.d_model, self.config.out_bias, size);
         let reach = self.config.window.map_or(seqlen, |w| w.min(seqlen)) as u64;

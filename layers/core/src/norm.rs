@@ -43,6 +43,8 @@ pub struct Norm {
     config: NormConfig,
     weight: Tensor,
     bias: Option<Tensor>,
+    /// What stands in `weight` is the factor less one.
+    offset: bool,
 }
 
 impl Norm {
@@ -55,7 +57,16 @@ impl Norm {
         let bias = (config.kind == NormKind::Layer)
             .then(|| vb.get_f32(features, "bias", Init::ZEROS))
             .transpose()?;
-        Ok(Self { config, weight, bias })
+        Ok(Self { config, weight, bias, offset: false })
+    }
+
+    /// An RMS norm with the factor `1 + weight`, as Gemma's and Qwen3-Next's checkpoints have it.
+    ///
+    /// # Errors
+    /// If the parameter is missing or has another shape.
+    pub fn with_unit_offset(features: usize, eps: f64, vb: &VarBuilder) -> Result<Self> {
+        let weight = vb.get_f32(features, "weight", Init::ZEROS)?;
+        Ok(Self { config: NormConfig { kind: NormKind::Rms, eps }, weight, bias: None, offset: true })
     }
 
     /// (..., features) -> (..., features).
@@ -64,6 +75,9 @@ impl Norm {
     /// If the last dimension differs.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
         match self.config.kind {
+            NormKind::Rms if self.offset => {
+                rms_norm(x, Some(&(&self.weight + 1.0)?), self.config.eps, self.weight.elem_count())
+            }
             NormKind::Rms => rms_norm(x, Some(&self.weight), self.config.eps, self.weight.elem_count()),
             NormKind::Layer => layer_norm(x, Some(&self.weight), self.bias.as_ref(), self.config.eps),
             NormKind::RmsOutside => self.rms_outside(x),

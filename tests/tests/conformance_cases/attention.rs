@@ -1,7 +1,7 @@
 //! Attention.
 
-use semisep_attention::{AttentionConfig, QkNorm};
-use semisep_core::{MixerConfig, RotaryConfig};
+use semisep_attention::{AttentionConfig, CopeConfig, QkNorm};
+use semisep_core::{MixerConfig, RelBiasConfig, RotaryConfig, WindowMode};
 
 use crate::Case;
 
@@ -22,14 +22,47 @@ pub(crate) fn cases() -> Vec<Case> {
             n_kv_heads: Some(2),
             qkv_bias: true,
             out_bias: true,
-            qk_norm: Some(QkNorm { eps: 1e-6 }),
+            qk_norm: Some(QkNorm { eps: 1e-6, unit_offset: false }),
             rope: rope(None, true),
             ..attention.clone()
         }),
     );
     add(
         "attention window",
-        Box::new(AttentionConfig { window: Some(5), softcap: Some(2.0), scale: Some(0.5), ..attention }),
+        Box::new(AttentionConfig {
+            window: Some(5),
+            softcap: Some(2.0),
+            scale: Some(0.5),
+            ..attention.clone()
+        }),
+    );
+    let block = AttentionConfig { window: Some(5), window_mode: WindowMode::Block, ..attention.clone() };
+    add("attention blocks", Box::new(block.clone()));
+    add("attention alibi", Box::new(AttentionConfig { n_heads: 3, alibi: true, ..attention.clone() }));
+    add(
+        "attention alibi blocks",
+        Box::new(AttentionConfig { alibi: true, n_kv_heads: Some(1), ..block.clone() }),
+    );
+    let rel_bias = Some(RelBiasConfig { buckets: 6, max_distance: 9 });
+    add("attention t5", Box::new(AttentionConfig { rel_bias, ..attention.clone() }));
+    let grouped = AttentionConfig { n_heads: 4, n_kv_heads: Some(2), ..attention.clone() };
+    add("attention t5 window", Box::new(AttentionConfig { rel_bias, window: Some(7), ..grouped.clone() }));
+    add("attention nope", Box::new(AttentionConfig { nope: true, ..attention.clone() }));
+    let cope = |npos_max, per_head| Some(CopeConfig { npos_max, per_head });
+    add("attention cope", Box::new(AttentionConfig { cope: cope(6, false), ..attention }));
+    add(
+        "attention cope heads",
+        Box::new(AttentionConfig { cope: cope(30, true), window: Some(9), ..grouped.clone() }),
+    );
+    add(
+        "attention gated",
+        Box::new(AttentionConfig {
+            output_gate: true,
+            qk_norm: Some(QkNorm { eps: 1e-6, unit_offset: true }),
+            rope: rope(Some(2), false),
+            qkv_bias: true,
+            ..grouped
+        }),
     );
     cases
 }
