@@ -13,8 +13,10 @@ use std::fmt;
 
 use schemars::{JsonSchema, Schema, SchemaGenerator};
 use semisep_attention::AttentionConfig;
+use semisep_block_state::{BlockStateConfig, UnstructuredConfig};
 use semisep_core::{MixerConfig, MlpConfig};
 use semisep_deltanet::{DeltaNetConfig, GatedDeltaNetConfig};
+use semisep_gau::GauConfig;
 use semisep_griffin::RgLruConfig;
 use semisep_h3::H3Config;
 use semisep_hyena::{HyenaConfig, StripedHyenaConfig};
@@ -80,9 +82,12 @@ impl Registry {
     pub fn builtin() -> Self {
         let mut registry = Self::new();
         registry.insert::<AttentionConfig>("attention");
+        registry.insert::<BlockStateConfig>("block_state");
         registry.insert::<DeltaNetConfig>("deltanet");
         registry.insert::<GatedDeltaNetConfig>("gated_deltanet");
+        registry.insert::<GauConfig>("gau");
         registry.insert::<GruConfig>("gru");
+        registry.insert::<HyenaConfig>("hyena");
         registry.insert::<H3Config>("h3");
         registry.insert::<HyenaConfig>("hyena");
         registry.insert::<KanConfig>("kan");
@@ -103,6 +108,7 @@ impl Registry {
         registry.insert::<S6Config>("s6");
         registry.insert::<ShortConvConfig>("short_conv");
         registry.insert::<StripedHyenaConfig>("stripedhyena");
+        registry.insert::<UnstructuredConfig>("unstructured");
         registry
     }
 

@@ -134,7 +134,7 @@ impl Case {
             let largest = |t: &Tensor| -> Result<f64> { t.abs()?.flatten_all()?.max(0)?.to_scalar() };
             if largest(&want)? < 1e-12 {
                 // Zero by construction: only rounding is left, and no scale to measure it by.
-                assert!(largest(&got)? < 1e-9, "{what}: expected zero");
+                assert!(largest(&got)? < tolerance.max(1e-9), "{what}: expected zero");
             } else {
                 assert_close(&what, &got, &want, tolerance);
             }

@@ -16,8 +16,11 @@ type Case = (&'static str, Box<dyn MixerConfig>);
 fn cases() -> Vec<Case> {
     let mut cases = Vec::new();
     cases.extend(conformance_cases::attention::cases());
+    cases.extend(conformance_cases::block_state::cases());
     cases.extend(conformance_cases::deltanet::cases());
+    cases.extend(conformance_cases::gau::cases());
     cases.extend(conformance_cases::griffin::cases());
+    cases.extend(conformance_cases::hyena::cases());
     cases.extend(conformance_cases::h3::cases());
     cases.extend(conformance_cases::hyena::cases());
     cases.extend(conformance_cases::kan::cases());

@@ -1,6 +1,6 @@
 //! What the layer costs.
 
-use semisep_core::{Cost, Mixer};
+use semisep_core::Cost;
 
 use crate::BlockState;
 use crate::config::Variant;

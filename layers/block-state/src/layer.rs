@@ -290,3 +290,100 @@ impl Mixer for BlockState {
         matrix::mixing(self, u).map(Some)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use semisep_core::{Nested, Rng};
+
+    use super::*;
+    use crate::UnstructuredConfig;
+    use crate::windows::Source;
+
+    fn layer(variant: Variant) -> Result<BlockState> {
+        let ssm = Nested::new(UnstructuredConfig { emb_dim: 5, l_max: 16 });
+        let config = BlockStateConfig { contexts: 3, ..BlockStateConfig::new(variant, ssm, 2, 4) };
+        BlockState::new(8, &config, &VarBuilder::seeded(5, DType::F64, Device::Cpu))
+    }
+
+    fn tokens(l: usize) -> Result<Tensor> {
+        let mut rng = Rng::new(1);
+        let values: Vec<f64> = (0..l * 8).map(|_| rng.normal()).collect();
+        Tensor::from_vec(values, (1, l, 8), &Device::Cpu)
+    }
+
+    /// u with another token at `t`.
+    fn changed(u: &Tensor, t: usize) -> Result<Tensor> {
+        let l = u.dim(1)?;
+        let new = (u.narrow(1, t, 1)? + 1.0)?;
+        Tensor::cat(&[u.narrow(1, 0, t)?, new, u.narrow(1, t + 1, l - t - 1)?], 1)
+    }
+
+    fn distance(a: &Tensor, b: &Tensor) -> Result<f64> {
+        (a - b)?.abs()?.sum_all()?.to_scalar()
+    }
+
+    /// MF: the contexts of window k come from what lies before it.
+    #[test]
+    fn mf_a_token_of_window_k_alters_the_contexts_from_k_plus_1_on() -> Result<()> {
+        let (layer, u) = (layer(Variant::Mf)?, tokens(18)?);
+        let keys = |u: &Tensor| -> Result<Tensor> {
+            let y = layer.ssm.forward(u, &mut Context::default())?.squeeze(0)?;
+            Ok(layer.contexts.of_windows(&y, &Windows::new(&[18], &[0], 4), None)?.0.k)
+        };
+        let before = keys(&u)?;
+        assert_eq!(before.dims(), [5, 3, 2, 4]);
+        for t in 0..18 {
+            let after = keys(&changed(&u, t)?)?;
+            for window in 0..5 {
+                let moved = distance(&before.narrow(0, window, 1)?, &after.narrow(0, window, 1)?)? > 1e-12;
+                assert_eq!(moved, window > t / 4, "token {t}, window {window}");
+            }
+        }
+        Ok(())
+    }
+
+    /// SH and MH: a context is that of its own token and of what came before.
+    #[test]
+    fn sh_and_mh_contexts_are_causal() -> Result<()> {
+        for variant in [Variant::Sh, Variant::Mh] {
+            let (layer, u) = (layer(variant)?, tokens(9)?);
+            let keys = |u: &Tensor| -> Result<Tensor> {
+                let y = layer.ssm.forward(u, &mut Context::default())?;
+                Ok(layer.token_contexts(&y)?[0].clone())
+            };
+            let (before, after) = (keys(&u)?, keys(&changed(&u, 5)?)?);
+            assert_eq!(distance(&before.narrow(1, 0, 5)?, &after.narrow(1, 0, 5)?)?, 0.0);
+            assert!(distance(&before.narrow(1, 5, 1)?, &after.narrow(1, 5, 1)?)? > 1e-6);
+        }
+        Ok(())
+    }
+
+    /// No output before a changed token moves, at any place of a window, in any variant.
+    #[test]
+    fn every_variant_is_causal() -> Result<()> {
+        for variant in [Variant::Sh, Variant::Mh, Variant::Mf] {
+            let (layer, u) = (layer(variant)?, tokens(10)?);
+            let before = layer.forward(&u, &mut Context::default())?;
+            for t in 0..10 {
+                let after = layer.forward(&changed(&u, t)?, &mut Context::default())?;
+                assert_eq!(
+                    distance(&before.narrow(1, 0, t)?, &after.narrow(1, 0, t)?)?,
+                    0.0,
+                    "{variant:?} {t}"
+                );
+            }
+        }
+        Ok(())
+    }
+
+    /// In the first window MF reads learned contexts, and nothing of the SSM.
+    #[test]
+    fn the_first_window_of_mf_has_learned_contexts() -> Result<()> {
+        let layer = layer(Variant::Mf)?;
+        assert_eq!(Windows::new(&[4], &[0], 4).pieces, [Source::Learned]);
+        let y = Tensor::full(f64::NAN, (4, 3, 8), &Device::Cpu)?;
+        let (of, _) = layer.contexts.of_windows(&y, &Windows::new(&[4], &[0], 4), None)?;
+        assert!(of.k.flatten_all()?.to_vec1::<f64>()?.iter().all(|v| v.is_finite()));
+        Ok(())
+    }
+}

@@ -1,7 +1,9 @@
 //! The configurations that are held to the contract, a file a family.
 
 pub(crate) mod attention;
+pub(crate) mod block_state;
 pub(crate) mod deltanet;
+pub(crate) mod gau;
 pub(crate) mod griffin;
 pub(crate) mod h3;
 pub(crate) mod hyena;
