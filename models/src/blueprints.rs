@@ -2,8 +2,18 @@
 
 /// Names and sources, sorted by name.
 const SHIPPED: &[(&str, &str)] = &[
+    ("bst-mf", include_str!("../../blueprints/bst-mf.toml")),
+    ("bst-mf-unstructured-large", include_str!("../../blueprints/bst-mf-unstructured-large.toml")),
+    ("bst-mf-unstructured-small", include_str!("../../blueprints/bst-mf-unstructured-small.toml")),
+    ("bst-mh", include_str!("../../blueprints/bst-mh.toml")),
+    ("bst-mh-unstructured-large", include_str!("../../blueprints/bst-mh-unstructured-large.toml")),
+    ("bst-mh-unstructured-small", include_str!("../../blueprints/bst-mh-unstructured-small.toml")),
+    ("bst-sh", include_str!("../../blueprints/bst-sh.toml")),
+    ("bst-sh-unstructured-large", include_str!("../../blueprints/bst-sh-unstructured-large.toml")),
+    ("bst-sh-unstructured-small", include_str!("../../blueprints/bst-sh-unstructured-small.toml")),
     ("deltanet", include_str!("../../blueprints/deltanet.toml")),
     ("gated-deltanet", include_str!("../../blueprints/gated-deltanet.toml")),
+    ("gau", include_str!("../../blueprints/gau.toml")),
     ("griffin", include_str!("../../blueprints/griffin.toml")),
     ("gru", include_str!("../../blueprints/gru.toml")),
     ("h3", include_str!("../../blueprints/h3.toml")),

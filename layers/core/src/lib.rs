@@ -4,6 +4,7 @@
 //! Letters in shape comments, everywhere: b batch, l length, d model width, e inner width, h heads, p head dimension,
 //! n state, g groups, k convolution taps, r low rank of dt.
 
+mod abacus;
 mod banks;
 mod blocks;
 mod config;
@@ -25,6 +26,7 @@ mod state;
 mod window;
 
 pub use blocks::in_blocks;
+pub use abacus::{AbacusConfig, AbacusEmbedding, abacus_positions};
 pub use candle_core::Result;
 pub use config::{Issue, MAX_WIDTH, MixerConfig, divides, in_range};
 pub use cost::Cost;

@@ -6,7 +6,8 @@ use semisep_gau::{GauAttention, GauConfig, GauScale};
 use crate::Case;
 
 pub(crate) fn cases() -> Vec<Case> {
-    let gau = GauConfig { d_qk: 6, d_hidden: Some(14), ..Default::default() };
+    // So many features that some scores are positive whatever the seed: without any, all is zero.
+    let gau = GauConfig { d_qk: 18, d_hidden: Some(14), ..Default::default() };
     let rope = Some(RotaryConfig { dim: None, theta: 100.0, interleaved: false });
     let mut cases: Vec<Case> = Vec::new();
     let mut add = |name, config: Box<dyn MixerConfig>| cases.push((name, config));
