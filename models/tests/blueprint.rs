@@ -218,7 +218,11 @@ fn block_state_and_gau_models_are_of_the_small_ones_size() {
         [("bst-sh", 2_042_808), ("bst-mh", 2_043_756), ("bst-mf", 2_052_972), ("gau", 2_054_976)]
     {
         let architecture = parse(blueprints::source(name).unwrap());
-        assert_eq!(describe(&architecture, 1, 256, DType::F32).unwrap().total.parameters, parameters, "{name}");
+        assert_eq!(
+            describe(&architecture, 1, 256, DType::F32).unwrap().total.parameters,
+            parameters,
+            "{name}"
+        );
     }
 }
 

@@ -120,14 +120,20 @@ mod tests {
     fn embeddings_are_bounded_and_rows_are_apart() -> Result<()> {
         let config = AbacusConfig { digit_tokens: DIGITS.to_vec(), max_places: 2 };
         assert!(config.check("abacus").is_none());
-        assert_eq!(AbacusConfig { max_places: 0, ..config.clone() }.check("abacus").unwrap().key, "abacus.max_places");
+        assert_eq!(
+            AbacusConfig { max_places: 0, ..config.clone() }.check("abacus").unwrap().key,
+            "abacus.max_places"
+        );
         let layer = AbacusEmbedding::new(&config, 4, &VarBuilder::seeded(1, DType::F32, Device::Cpu))?;
         let mut runs = [0, 5];
         let ids = Tensor::new(&[[7u32, 7, 7], [7, 0, 7]], &Device::Cpu)?;
         let e = layer.forward(&ids, 0, &mut runs)?.to_vec3::<f32>()?;
         assert_eq!(runs, [3, 1]);
         let w = layer.weight.to_vec2::<f32>()?;
-        assert_eq!(e, [[w[1].clone(), w[2].clone(), w[2].clone()], [w[2].clone(), w[0].clone(), w[1].clone()]]);
+        assert_eq!(
+            e,
+            [[w[1].clone(), w[2].clone(), w[2].clone()], [w[2].clone(), w[0].clone(), w[1].clone()]]
+        );
         assert!(layer.forward(&ids, 0, &mut [0]).is_err());
         Ok(())
     }

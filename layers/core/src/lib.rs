@@ -25,8 +25,8 @@ mod short_conv;
 mod state;
 mod window;
 
-pub use blocks::in_blocks;
 pub use abacus::{AbacusConfig, AbacusEmbedding, abacus_positions};
+pub use blocks::in_blocks;
 pub use candle_core::Result;
 pub use config::{Issue, MAX_WIDTH, MixerConfig, divides, in_range};
 pub use cost::Cost;
