@@ -39,6 +39,8 @@ mod simd;
 pub mod ssd;
 mod tape;
 mod team;
+pub mod token_shift;
+pub mod wkv4;
 
 pub use attention::cope::{Cope, cope_attention};
 pub use attention::{Attention, Weighting, WindowMode, attention};
@@ -59,7 +61,7 @@ pub use host::{set_threads, state_dtype};
 pub use linear::linear;
 pub use long_conv::{ConvMethod, LongConv, long_conv};
 pub use modal_scan::{ModalScan, ModalSystem, modal_filter, modal_scan, modal_update};
-pub use norm::{gated_rms_norm, layer_norm, rms_norm};
+pub use norm::{gated_rms_norm, group_norm, layer_norm, rms_norm};
 pub use phase::{phase_scan, turn_by_phase};
 pub use rg_lru::{RgLru, RgLruUpdate, rg_lru, rg_lru_update};
 pub use rnn::{Cell, Recurrence, recurrence};
@@ -69,12 +71,14 @@ pub use ssd::{
     ScalarDecayScan, ScalarDecayStateUpdate, SsdChunkScan, SsdStateUpdate, scalar_decay_scan,
     scalar_decay_state_update, ssd_chunk_scan, ssd_state_update,
 };
+pub use token_shift::{TokenShift, token_shift};
+pub use wkv4::{Wkv4, Wkv4Update, wkv4, wkv4_state, wkv4_update};
 
 /// The definitions of the ops in plain tensor operations, differentiated by autograd: slow, and the oracle of the tests.
 pub mod naive {
     pub use crate::bspline::naive::bspline_basis;
     pub use crate::gate::naive::{activation, gated_activation};
     pub use crate::linear::naive::linear;
-    pub use crate::norm::naive::{gated_rms_norm, layer_norm, rms_norm};
+    pub use crate::norm::naive::{gated_rms_norm, group_norm, layer_norm, rms_norm};
     pub use crate::phase::naive::{phase_scan, turn_by_phase};
 }

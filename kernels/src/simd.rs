@@ -46,6 +46,39 @@ pub(crate) fn dot<T: Real>(a: &[T], b: &[T]) -> T {
     sums[0] + rest
 }
 
+/// A row as lanes, padded with zeros if it is short.
+#[inline(always)]
+pub(crate) fn lanes<T: Real, const W: usize>(row: &[T]) -> [T; W] {
+    match row.first_chunk::<W>() {
+        Some(full) => *full,
+        None => padded(row),
+    }
+}
+
+/// Apart, so that the full row is copied without a call.
+#[cold]
+#[inline(never)]
+fn padded<T: Real, const W: usize>(row: &[T]) -> [T; W] {
+    let mut out = [T::ZERO; W];
+    out[..row.len()].copy_from_slice(row);
+    out
+}
+
+/// Writes the first lanes, as many as there are channels.
+#[inline(always)]
+pub(crate) fn put<T: Real, const W: usize>(row: &mut [T], values: &[T; W]) {
+    match row.first_chunk_mut::<W>() {
+        Some(full) => *full = *values,
+        None => put_some(row, values),
+    }
+}
+
+#[cold]
+#[inline(never)]
+fn put_some<T: Real>(row: &mut [T], values: &[T]) {
+    row.copy_from_slice(&values[..row.len()]);
+}
+
 /// The arithmetic of a kernel's state and accumulators: f32, or f64 for f64 data.
 pub(crate) trait Real:
     candle_core::WithDType

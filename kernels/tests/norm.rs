@@ -5,7 +5,7 @@ mod common;
 
 use candle_core::{D, DType, Device, Result, Tensor, Var};
 use common::{assert_close, cases, random};
-use semisep_kernels::{gated_rms_norm, layer_norm, naive, rms_norm};
+use semisep_kernels::{gated_rms_norm, group_norm, layer_norm, naive, rms_norm};
 
 /// Outputs and gradients of the reference's gated norm, in f64 and f32.
 #[test]
@@ -161,6 +161,20 @@ fn layer_norm_is_its_definition() -> Result<()> {
             std::slice::from_ref(x),
             |t| layer_norm(&t[0], None, None, 1e-5),
             |t| naive::layer_norm(&t[0], None, None, 1e-5),
+        )?;
+    }
+    Ok(())
+}
+
+#[test]
+fn group_norm_is_its_definition() -> Result<()> {
+    for (rows, width, group) in SHAPES.into_iter().filter(|s| s.2 > 1) {
+        let [x, _, weight, bias] = &inputs(rows, width)[..] else { unreachable!() };
+        compare(
+            &format!("{rows} x {width} by {group}"),
+            &[x.clone(), weight.clone(), bias.clone()],
+            |t| group_norm(&t[0], Some(&t[1]), Some(&t[2]), 1e-5, group),
+            |t| naive::group_norm(&t[0], Some(&t[1]), Some(&t[2]), 1e-5, group),
         )?;
     }
     Ok(())

@@ -1,9 +1,10 @@
-//! Root-mean-square norm (plain, grouped, gated) and layer norm.
+//! Root-mean-square norm (plain, grouped, gated), layer norm and group norm.
 //!
 //! ```text
 //! rms_norm:        y = x / sqrt(mean(x²) + eps) · weight            mean over each group of features
 //! gated:           rms_norm(x · silu(z))   or   rms_norm(x) · silu(z)
 //! layer_norm:      y = (x - mean(x)) / sqrt(var(x) + eps) · weight + bias
+//! group_norm:      the layer norm of each group of features
 //! ```
 //! Sources: Zhang and Sennrich 2019 (RMS norm); Ba et al. 2016 (layer norm); Dao and Gu 2024, the gated norm of Mamba-2.
 
@@ -70,6 +71,26 @@ pub fn layer_norm(x: &Tensor, weight: Option<&Tensor>, bias: Option<&Tensor>, ep
         return naive::layer_norm(x, weight, bias, eps);
     }
     on_cpu(Kind { name: "layer_norm", eps, group, centred: true, gate: Gate::None }, x, [None, weight, bias])
+}
+
+/// [`layer_norm`] with mean and variance over each `group` consecutive features: the norm of heads.
+///
+/// `x` is (..., features), `weight` and `bias` (features); `group` divides the features. Differentiable in all three.
+///
+/// # Errors
+/// If the shapes or dtypes do not fit together.
+pub fn group_norm(
+    x: &Tensor,
+    weight: Option<&Tensor>,
+    bias: Option<&Tensor>,
+    eps: f64,
+    group: usize,
+) -> Result<Tensor> {
+    check_args("group_norm", x, &[("weight", weight), ("bias", bias)], group)?;
+    if !x.device().is_cpu() {
+        return naive::group_norm(x, weight, bias, eps, group);
+    }
+    on_cpu(Kind { name: "group_norm", eps, group, centred: true, gate: Gate::None }, x, [None, weight, bias])
 }
 
 fn check_args(op: &str, x: &Tensor, parameters: &[(&str, Option<&Tensor>)], group: usize) -> Result<()> {

@@ -31,10 +31,20 @@ pub fn gated_rms_norm(
 
 /// See [`super::layer_norm`]; the arguments have been checked.
 pub fn layer_norm(x: &Tensor, weight: Option<&Tensor>, bias: Option<&Tensor>, eps: f64) -> Result<Tensor> {
-    let xw = x.to_dtype(state_dtype(x.dtype()))?;
-    let centred = xw.broadcast_sub(&xw.mean_keepdim(D::Minus1)?)?;
-    let y = normalize(&centred, eps, x.dim(D::Minus1)?)?;
-    scale(y, weight, bias)?.to_dtype(x.dtype())
+    group_norm(x, weight, bias, eps, x.dim(D::Minus1)?)
+}
+
+/// See [`super::group_norm`]; the arguments have been checked.
+pub fn group_norm(
+    x: &Tensor,
+    weight: Option<&Tensor>,
+    bias: Option<&Tensor>,
+    eps: f64,
+    group: usize,
+) -> Result<Tensor> {
+    let grouped = x.to_dtype(state_dtype(x.dtype()))?.reshape(((), group))?;
+    let centred = grouped.broadcast_sub(&grouped.mean_keepdim(D::Minus1)?)?.reshape(x.shape())?;
+    scale(normalize(&centred, eps, group)?, weight, bias)?.to_dtype(x.dtype())
 }
 
 /// `x / sqrt(mean(x²) + eps)` over groups of the last dimension.

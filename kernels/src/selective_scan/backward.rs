@@ -12,14 +12,14 @@
 use candle_core::{Result, Tensor, bail};
 
 use super::args::Dims;
-use super::block::{Block, advance, put};
+use super::block::{Block, advance};
 use super::cpu::{AHEAD, NARROW, WIDE, is_wide};
 use super::views::{Views, with_views};
 use super::{OP, Scan};
 use crate::host::{self, Disjoint, Rows};
 use crate::parts::{self, Part};
 use crate::segments::Segment;
-use crate::simd::Real;
+use crate::simd::{Real, put};
 
 /// Tokens whose states are held at once.
 const CHUNK: usize = 16;

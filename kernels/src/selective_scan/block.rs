@@ -1,7 +1,7 @@
 //! Channels side by side in vector lanes: the unit of work of the forward and the backward scan.
 
 use super::views::Views;
-use crate::simd::Real;
+use crate::simd::{Real, lanes};
 
 /// Up to `W` channels of one group; lanes past the last channel hold zeros and come to nothing.
 pub(super) struct Block<'a, T, const W: usize> {
@@ -110,39 +110,6 @@ impl<'a, T: Real, const W: usize> Block<'a, T, W> {
             }
         }
     }
-}
-
-/// A row as lanes, padded with zeros if it is short.
-#[inline(always)]
-fn lanes<T: Real, const W: usize>(row: &[T]) -> [T; W] {
-    match row.first_chunk::<W>() {
-        Some(full) => *full,
-        None => padded(row),
-    }
-}
-
-/// Apart, so that the full row is copied without a call.
-#[cold]
-#[inline(never)]
-fn padded<T: Real, const W: usize>(row: &[T]) -> [T; W] {
-    let mut out = [T::ZERO; W];
-    out[..row.len()].copy_from_slice(row);
-    out
-}
-
-/// Writes the first lanes, as many as there are channels.
-#[inline(always)]
-pub(super) fn put<T: Real, const W: usize>(row: &mut [T], values: &[T; W]) {
-    match row.first_chunk_mut::<W>() {
-        Some(full) => *full = *values,
-        None => put_some(row, values),
-    }
-}
-
-#[cold]
-#[inline(never)]
-fn put_some<T: Real>(row: &mut [T], values: &[T]) {
-    row.copy_from_slice(&values[..row.len()]);
 }
 
 /// (channels, n) as n rows of lanes.

@@ -4,11 +4,11 @@
 //! applied on the way, so that nothing of size (b, l, e, n) ever exists.
 
 use super::args::Dims;
-use super::block::{Block, advance, put};
+use super::block::{Block, advance};
 use super::views::Views;
 use crate::host::{self, Disjoint};
 use crate::parts::{Part, parts};
-use crate::simd::{Real, vectorized};
+use crate::simd::{Real, put, vectorized};
 
 /// Lanes of a block: wide enough to hide latencies, narrow where there are few channels to share among threads.
 pub(super) const WIDE: usize = 64;
