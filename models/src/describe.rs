@@ -24,7 +24,7 @@ pub struct Description {
     pub seqlen: usize,
     /// One row a layer.
     pub layers: Vec<LayerRow>,
-    /// Parameters of the embedding.
+    /// Parameters of the embedding, with its norm if there is one.
     pub embedding_parameters: u64,
     /// Parameters of the head: 0 if it is the embedding.
     pub head_parameters: u64,
@@ -174,10 +174,11 @@ pub fn describe(
     let vb = VarBuilder::shapes(dtype);
     Norm::new(model.d_model, model.norm, &vb)?;
     let final_norm = vb.groups().iter().map(elements).sum::<u128>() as u64;
-    total.parameters += embedding + head + final_norm;
+    let norms = if model.embedding_norm { 2 } else { 1 };
+    total.parameters += embedding + head + norms * final_norm;
     total.weight_bytes +=
-        (embedding + head) * size(false, dtype) as u64 + final_norm * size(true, dtype) as u64;
-    total.flops_per_token += 2 * embedding + 4 * model.d_model as u64;
+        (embedding + head) * size(false, dtype) as u64 + norms * final_norm * size(true, dtype) as u64;
+    total.flops_per_token += 2 * embedding + 4 * norms * model.d_model as u64;
     Ok(Description {
         name: architecture.name.clone(),
         hash: architecture.hash(),
@@ -185,7 +186,7 @@ pub fn describe(
         batch,
         seqlen,
         layers,
-        embedding_parameters: embedding,
+        embedding_parameters: embedding + (norms - 1) * final_norm,
         head_parameters: head,
         final_norm_parameters: final_norm,
         total,

@@ -1,7 +1,8 @@
 //! Embedding, stack, final norm, head.
 //!
 //! Parameters are named as in state-spaces checkpoints: `backbone.embedding.weight` (V, d), `backbone.layers.N.*`,
-//! `backbone.norm_f.weight`, `lm_head.weight` (V, d) unless tied; V is the padded vocabulary.
+//! `backbone.norm_f.weight`, `lm_head.weight` (V, d) unless tied; V is the padded vocabulary. A norm of the embedding, where
+//! there is one, is `backbone.embedding_norm`.
 
 use std::collections::BTreeMap;
 
@@ -15,6 +16,7 @@ use crate::stack::{Stack, scaled};
 pub struct LanguageModel {
     config: ModelConfig,
     embedding: Tensor, // (V, d)
+    embedding_norm: Option<Norm>,
     stack: Stack,
     norm: Norm,
     head: Tensor, // (V, d): the embedding where tied
@@ -44,7 +46,12 @@ impl LanguageModel {
         let shape = (config.padded_vocab(), config.d_model);
         let backbone = vb.pp("backbone");
         let embedding = backbone.pp("embedding").get(shape, "weight", Init::Normal { std: 0.02 })?;
+        let embedding_norm = config
+            .embedding_norm
+            .then(|| Norm::new(config.d_model, config.norm, &backbone.pp("embedding_norm")))
+            .transpose()?;
         let stack = Stack::new(config.d_model, config.norm, &architecture.layers, &backbone)?;
+        let stack = stack.rescaled_every(config.rescale_every);
         let norm = Norm::new(config.d_model, config.norm, &backbone.pp("norm_f"))?;
         let head = if config.tie_embeddings {
             embedding.clone()
@@ -60,6 +67,7 @@ impl LanguageModel {
             device: vb.device().clone(),
             config,
             embedding,
+            embedding_norm,
             stack,
             norm,
             head,
@@ -160,7 +168,8 @@ impl LanguageModel {
             bail!("token id {id} at position {i} is outside the vocabulary of {rows}: wrong tokenizer?");
         }
         let x = self.embedding.index_select(&ids.to_device(&self.device)?, 0)?.to_dtype(self.residual)?;
-        scaled(x, self.config.embedding_multiplier)
+        let x = scaled(x, self.config.embedding_multiplier)?;
+        self.embedding_norm.as_ref().map_or(Ok(x.clone()), |norm| norm.forward(&x))
     }
 
     /// The state before the first token of `batch` sequences.

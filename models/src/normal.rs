@@ -54,6 +54,17 @@ pub struct ModelConfig {
     /// `cap · tanh(logits / cap)`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub logits_soft_cap: Option<f64>,
+    /// Whether a norm follows the embedding (RWKV's `ln0`).
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub embedding_norm: bool,
+    /// Halve the residual stream after each so many layers, and add to it on that scale from there on (RWKV's way to
+    /// stay within f16); 0 for never.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub rescale_every: usize,
+}
+
+fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
 }
 
 fn eight() -> usize {
@@ -69,6 +80,23 @@ fn one() -> f64 {
 }
 
 impl ModelConfig {
+    /// This width and vocabulary, every other key at its default.
+    pub fn new(d_model: usize, vocab_size: usize) -> Self {
+        Self {
+            d_model,
+            vocab_size,
+            pad_vocab_size_multiple: eight(),
+            tie_embeddings: yes(),
+            norm: NormConfig::default(),
+            residual_in_fp32: yes(),
+            embedding_multiplier: one(),
+            logits_multiplier: one(),
+            logits_soft_cap: None,
+            embedding_norm: false,
+            rescale_every: 0,
+        }
+    }
+
     /// Rows of the embedding.
     pub fn padded_vocab(&self) -> usize {
         self.vocab_size.next_multiple_of(self.pad_vocab_size_multiple.max(1))

@@ -12,6 +12,7 @@ use crate::normal::{Branch, Layer, Merge, Stage};
 pub struct Stack {
     layers: Vec<Arc<BuiltLayer>>,
     names: Vec<String>,
+    rescale_every: usize,
 }
 
 struct BuiltLayer {
@@ -54,7 +55,13 @@ impl Stack {
             built.push(layer_built);
         }
         let names = layers.iter().enumerate().map(|(i, l)| format!("layer {i} ({})", l.block)).collect();
-        Ok(Self { layers: built, names })
+        Ok(Self { layers: built, names, rescale_every: 0 })
+    }
+
+    /// The same layers with the residual stream halved after each `n` of them, and what a layer adds on the scale that
+    /// the stream has by then; 0 for never. Up to the eps of norms and an overall factor this changes nothing.
+    pub fn rescaled_every(self, n: usize) -> Self {
+        Self { rescale_every: n, ..self }
     }
 
     /// The parallel form over the residual stream (b, l, d), in the stream's dtype; mixers compute in `dtype`.
@@ -117,9 +124,13 @@ impl Stack {
         dtype: DType,
         apply: &mut dyn FnMut(&dyn Mixer, &Tensor) -> Result<Tensor>,
     ) -> Result<Tensor> {
-        for (layer, name) in self.layers.iter().zip(&self.names) {
+        let mut scale = 1.0;
+        for (i, (layer, name)) in self.layers.iter().zip(&self.names).enumerate() {
             for stage in &layer.stages {
-                x = stage.run(x, dtype, apply).map_err(|e| e.context(name.clone()))?;
+                x = stage.run(x, dtype, scale, apply).map_err(|e| e.context(name.clone()))?;
+            }
+            if self.rescale_every > 0 && (i + 1).is_multiple_of(self.rescale_every) {
+                (x, scale) = ((x * 0.5)?, scale * 0.5);
             }
         }
         Ok(x)
@@ -167,11 +178,12 @@ impl BuiltStage {
         Ok(Self { branches, factor })
     }
 
-    /// `x + factor · Σ branches`
+    /// `x + scale · factor · Σ branches`
     fn run(
         &self,
         x: Tensor,
         dtype: DType,
+        scale: f64,
         apply: &mut dyn FnMut(&dyn Mixer, &Tensor) -> Result<Tensor>,
     ) -> Result<Tensor> {
         let mut normed: Option<(&str, Tensor)> = None;
@@ -197,7 +209,7 @@ impl BuiltStage {
             });
         }
         match total {
-            Some(total) => x + scaled(total, self.factor)?,
+            Some(total) => x + scaled(total, self.factor * scale)?,
             None => Ok(x),
         }
     }

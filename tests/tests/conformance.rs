@@ -30,6 +30,7 @@ fn cases() -> Vec<Case> {
     cases.extend(conformance_cases::moe::cases());
     cases.extend(conformance_cases::retnet::cases());
     cases.extend(conformance_cases::rnn::cases());
+    cases.extend(conformance_cases::rwkv::cases());
     cases.extend(conformance_cases::s4::cases());
     cases.extend(conformance_cases::s5::cases());
     cases.extend(conformance_cases::s6::cases());

@@ -12,8 +12,6 @@ const RUN: usize = 32;
 struct Run {
     sequence: usize,
     tokens: std::ops::Range<usize>,
-    /// Whether they end it.
-    last: bool,
 }
 
 /// The sequences in runs; none for empty sequences.
@@ -21,10 +19,8 @@ fn runs(dims: &Dims) -> Vec<Run> {
     let mut runs = Vec::new();
     for (sequence, segment) in dims.segments.iter().enumerate() {
         let end = segment.start + segment.len;
-        runs.extend((segment.start..end).step_by(RUN).map(|start| {
-            let tokens = start..end.min(start + RUN);
-            Run { sequence, last: tokens.end == end, tokens }
-        }));
+        let starts = (segment.start..end).step_by(RUN);
+        runs.extend(starts.map(|start| Run { sequence, tokens: start..end.min(start + RUN) }));
     }
     runs
 }
@@ -39,10 +35,10 @@ impl<'a, T: Real> Views<'a, T> {
         self.state.map_or(zeros, |state| &state[run.sequence * dims.d..][..dims.d])
     }
 
-    /// The `j`-th mix of token `t` where it depends on the token.
+    /// What token `t` adds to the `j`-th mix.
     #[inline(always)]
-    fn data(&self, dims: &Dims, j: usize, t: usize) -> Option<&'a [T]> {
-        self.data.map(|data| data.row(j * dims.b * dims.l + t))
+    fn data(&self, j: usize, t: usize) -> Option<&'a [T]> {
+        self.data.get(j).map(|data| data.row(t))
     }
 
     #[inline(always)]
@@ -51,28 +47,34 @@ impl<'a, T: Real> Views<'a, T> {
     }
 }
 
-/// The mixes (m, tokens, d) and the last tokens (sequences, d).
-pub(super) fn forward<T: Real>(v: &Views<T>, dims: &Dims) -> (Vec<T>, Vec<T>) {
-    let (d, tokens) = (dims.d, dims.b * dims.l);
-    let mut y = host::zeros(dims.m * tokens * d);
+/// The mixes, (tokens, d) each, and the last tokens (sequences, d).
+pub(super) fn forward<T: Real>(v: &Views<T>, dims: &Dims) -> (Vec<Vec<T>>, Vec<T>) {
+    let d = dims.d;
+    let mut y: Vec<Vec<T>> = (0..dims.m).map(|_| host::zeros(dims.b * dims.l * d)).collect();
     let zeros = vec![T::ZERO; d];
-    let (runs, out) = (runs(dims), Disjoint::new(&mut y));
+    let (runs, out) = (runs(dims), disjoint(&mut y));
     host::spinning(runs.len(), (4096 / (RUN * d)).max(1), |range| {
         vectorized(
             #[inline(always)]
             || {
                 for run in &runs[range] {
-                    for (t, j) in run.tokens.clone().flat_map(|t| (0..dims.m).map(move |j| (t, j))) {
+                    for t in run.tokens.clone() {
                         let rows = (v.x.row(t), v.before(dims, run, t, &zeros));
-                        // SAFETY: each token belongs to one run.
-                        let y = unsafe { out.slice((j * tokens + t) * d, d) };
-                        blend(rows, v.mix(dims, j), v.data(dims, j, t), y);
+                        for (j, out) in out.iter().enumerate() {
+                            // SAFETY: each token belongs to one run.
+                            let y = unsafe { out.slice(t * d, d) };
+                            blend(rows, v.mix(dims, j), v.data(j, t), y);
+                        }
                     }
                 }
             },
         );
     });
     (y, last(v, dims))
+}
+
+fn disjoint<T>(buffers: &mut [Vec<T>]) -> Vec<Disjoint<T>> {
+    buffers.iter_mut().map(|buffer| Disjoint::new(buffer)).collect()
 }
 
 /// `x + (before - x)(mix + data)`
@@ -106,60 +108,84 @@ fn last<T: Real>(v: &Views<T>, dims: &Dims) -> Vec<T> {
     last
 }
 
-/// Gradients in the order of the inputs, from those of the mixes and of the last tokens.
-pub(super) fn backward<T: Real>(v: &Views<T>, dims: &Dims, gy: &[T], glast: Option<&[T]>) -> [Vec<T>; 4] {
+/// Gradients in the order of the inputs, from those of the mixes (`None` for zero) and of the last tokens.
+pub(super) fn backward<T: Real>(
+    v: &Views<T>,
+    dims: &Dims,
+    gy: &[Option<&[T]>],
+    glast: Option<&[T]>,
+) -> Vec<Vec<T>> {
     let (d, tokens, runs) = (dims.d, dims.b * dims.l, runs(dims));
     let mut gx = host::zeros::<T>(tokens * d);
     let mut gmix = host::zeros::<T>(runs.len() * dims.m * d);
-    let mut gdata = host::zeros::<T>(if v.data.is_some() { dims.m * tokens * d } else { 0 });
+    let mut gdata: Vec<Vec<T>> = v.data.iter().map(|_| host::zeros(tokens * d)).collect();
     let mut gstate = glast.map_or_else(|| vec![T::ZERO; dims.segments.len() * d], <[T]>::to_vec);
     let zeros = vec![T::ZERO; d];
-    let (x_out, mix_out, data_out) =
-        (Disjoint::new(&mut gx), Disjoint::new(&mut gmix), Disjoint::new(&mut gdata));
-    let state_out = Disjoint::new(&mut gstate);
+    let sinks = Sinks {
+        x: Disjoint::new(&mut gx),
+        mix: Disjoint::new(&mut gmix),
+        state: Disjoint::new(&mut gstate),
+        data: disjoint(&mut gdata),
+    };
     host::parallel(runs.len(), |i| {
-        let run = &runs[i];
-        let segment = dims.segments[run.sequence];
-        // SAFETY: each token belongs to one run, each run has sums of its own, and one run begins each sequence.
-        let (gx, gmix) = unsafe {
-            let first = run.tokens.start * d;
-            (x_out.slice(first, run.tokens.len() * d), mix_out.slice(i * dims.m * d, dims.m * d))
-        };
         vectorized(
             #[inline(always)]
-            || {
-                for (t, gx) in run.tokens.clone().zip(gx.chunks_exact_mut(d)) {
-                    let (x, before) = (v.x.row(t), v.before(dims, run, t, &zeros));
-                    for (j, gmix) in gmix.chunks_exact_mut(d).enumerate() {
-                        let grad = &gy[(j * tokens + t) * d..][..d];
-                        let gdata: &mut [T] = match v.data {
-                            // SAFETY: as above.
-                            Some(_) => unsafe { data_out.slice((j * tokens + t) * d, d) },
-                            None => &mut [],
-                        };
-                        own(grad, (x, before), (v.mix(dims, j), v.data(dims, j, t)), (gx, gmix, gdata));
-                        if t + 1 < segment.start + segment.len {
-                            let grad = &gy[(j * tokens + t + 1) * d..][..d];
-                            share(grad, v.mix(dims, j), v.data(dims, j, t + 1), gx);
-                        }
-                    }
-                    if let (true, Some(last)) = (run.last && t + 1 == run.tokens.end, glast) {
-                        gx.iter_mut().zip(&last[run.sequence * d..]).for_each(|(g, &l)| *g += l);
-                    }
-                }
-                if run.tokens.start == segment.start {
-                    // SAFETY: as above.
-                    let gstate = unsafe { state_out.slice(run.sequence * d, d) };
-                    gstate.fill(T::ZERO);
-                    for j in 0..dims.m {
-                        let grad = &gy[(j * tokens + segment.start) * d..][..d];
-                        share(grad, v.mix(dims, j), v.data(dims, j, segment.start), gstate);
-                    }
-                }
-            },
+            || run_back((v, dims, &zeros), (i, &runs[i]), (gy, glast), &sinks),
         );
     });
-    [gx, parts::sum(gmix, dims.m * d), gdata, gstate]
+    let mut all = vec![gx, parts::sum(gmix, dims.m * d), gstate];
+    all.append(&mut gdata);
+    all
+}
+
+/// Where the runs leave gradients: those of the mixes in sums of their own.
+struct Sinks<T> {
+    x: Disjoint<T>,
+    mix: Disjoint<T>,
+    state: Disjoint<T>,
+    data: Vec<Disjoint<T>>,
+}
+
+#[inline(always)]
+fn run_back<T: Real>(
+    (v, dims, zeros): (&Views<T>, &Dims, &[T]),
+    (i, run): (usize, &Run),
+    (gy, glast): (&[Option<&[T]>], Option<&[T]>),
+    sinks: &Sinks<T>,
+) {
+    let (d, segment) = (dims.d, dims.segments[run.sequence]);
+    let grads =
+        |t: usize| gy.iter().enumerate().filter_map(move |(j, gy)| gy.map(|gy| (j, &gy[t * d..][..d])));
+    for t in run.tokens.clone() {
+        let rows = (v.x.row(t), v.before(dims, run, t, zeros));
+        // SAFETY: each token belongs to one run, and each run has sums of its own.
+        let gx = unsafe { sinks.x.slice(t * d, d) };
+        for (j, grad) in grads(t) {
+            // SAFETY: as above.
+            let gmix = unsafe { sinks.mix.slice((i * dims.m + j) * d, d) };
+            let gdata: &mut [T] = match sinks.data.get(j) {
+                // SAFETY: as above.
+                Some(data) => unsafe { data.slice(t * d, d) },
+                None => &mut [],
+            };
+            own(grad, rows, (v.mix(dims, j), v.data(j, t)), (&mut *gx, gmix, gdata));
+        }
+        if t + 1 < segment.start + segment.len {
+            for (j, grad) in grads(t + 1) {
+                share(grad, v.mix(dims, j), v.data(j, t + 1), gx);
+            }
+        } else if let Some(last) = glast {
+            gx.iter_mut().zip(&last[run.sequence * d..]).for_each(|(g, &l)| *g += l);
+        }
+    }
+    if run.tokens.start == segment.start {
+        // SAFETY: one run begins a sequence.
+        let gstate = unsafe { sinks.state.slice(run.sequence * d, d) };
+        gstate.fill(T::ZERO);
+        for (j, grad) in grads(segment.start) {
+            share(grad, v.mix(dims, j), v.data(j, segment.start), gstate);
+        }
+    }
 }
 
 /// What a token's own mix adds to the gradients of the token (`1 - mix` of it), of the mix and of its data.
@@ -170,12 +196,16 @@ fn own<T: Real>(
     (mix, data): (&[T], Option<&[T]>),
     (gx, gmix, gdata): (&mut [T], &mut [T], &mut [T]),
 ) {
-    for i in 0..grad.len() {
+    let d = grad.len();
+    let (x, before, mix) = (&x[..d], &before[..d], &mix[..d]);
+    let (gx, gmix) = (&mut gx[..d], &mut gmix[..d]);
+    for i in 0..d {
         gx[i] += grad[i] * (T::ONE + -mix[i]);
         gmix[i] = grad[i].mul_add(before[i] - x[i], gmix[i]);
     }
     if let Some(data) = data {
-        for i in 0..grad.len() {
+        let (data, gdata) = (&data[..d], &mut gdata[..d]);
+        for i in 0..d {
             gx[i] += -(grad[i] * data[i]);
             gdata[i] = grad[i] * (before[i] - x[i]);
         }

@@ -27,8 +27,8 @@ pub struct TokenShift<'a> {
     pub x: &'a Tensor,
     /// Share of the token before, (m, d).
     pub mix: &'a Tensor,
-    /// What a token adds to the mixes, (m, b, l, d).
-    pub data: Option<&'a Tensor>,
+    /// What a token adds to each mix: m tensors (b, l, d).
+    pub data: Option<&'a [Tensor]>,
     /// The token before the first, (b or n_seq, d); zeros if absent.
     pub state: Option<&'a Tensor>,
     /// Packed sequences: `[0, l0, l0 + l1, ..., l]`, with b = 1.
@@ -46,7 +46,12 @@ impl<'a> TokenShift<'a> {
         shape(OP, "x", self.x, &[b, l, d], "(b, l, d)")?;
         shape(OP, "mix", self.mix, &[m, d], "(mixes, d)")?;
         positive(OP, &[("the number of channels", d), ("the number of mixes", m)])?;
-        optional(OP, "data", self.data, &[m, b, l, d], "(mixes, b, l, d)")?;
+        if let Some(data) = self.data {
+            if data.len() != m {
+                bail!("{OP}: data has {} tensors, expected {m}, one a mix", data.len());
+            }
+            data.iter().try_for_each(|t| shape(OP, "data", t, &[b, l, d], "as x"))?;
+        }
         let segments = segments(OP, b, l, self.cu_seqlens)?;
         optional(OP, "state", self.state, &[segments.len(), d], "(sequences, d)")?;
         Ok(Dims { b, l, d, m, segments })
@@ -62,61 +67,58 @@ struct Dims {
     segments: Vec<Segment>,
 }
 
-/// All mixes, (m, b, l, d) in `x`'s dtype, and the last token of each sequence, (b or n_seq, d) in f32 (f64 for f64 data).
-/// Differentiable in every tensor, and in both states.
+/// Every mix, m tensors (b, l, d) in `x`'s dtype, and the last token of each sequence, (b or n_seq, d) in f32 (f64 for f64
+/// data). Differentiable in every tensor, and in both states.
 ///
 /// # Errors
 /// If a shape does not fit the others, `cu_seqlens` is not a partition of the length, or the data is not on the CPU.
-pub fn token_shift(args: &TokenShift) -> Result<(Tensor, Tensor)> {
+pub fn token_shift(args: &TokenShift) -> Result<(Vec<Tensor>, Tensor)> {
     check::on_cpu(OP, args.x.device())?;
     let dims = args.check()?;
     let work = state_dtype(args.x.dtype());
-    let rows = |t: &Tensor, lead| host::in_rows(&t.to_dtype(work)?, lead);
+    let rows = |t: &Tensor| host::in_rows(&t.to_dtype(work)?, 2);
     let whole = |t: &Tensor| t.to_dtype(work)?.contiguous();
-    let inputs = [
-        Some(rows(args.x, 2)?),
-        Some(whole(args.mix)?),
-        args.data.map(|t| rows(t, 3)).transpose()?,
-        args.state.map(whole).transpose()?,
-    ];
+    let mut inputs = vec![Some(rows(args.x)?), Some(whole(args.mix)?), args.state.map(whole).transpose()?];
+    for data in args.data.unwrap_or_default() {
+        inputs.push(Some(rows(data)?));
+    }
     let (y, last) = match work {
         DType::F64 => forward::<f64>(dims, &inputs),
         _ => forward::<f32>(dims, &inputs),
     }?;
-    Ok((y.to_dtype(args.x.dtype())?, last))
+    Ok((y.iter().map(|y| y.to_dtype(args.x.dtype())).collect::<Result<_>>()?, last))
 }
 
-fn forward<T: Real>(dims: Dims, inputs: &[Option<Tensor>; 4]) -> Result<(Tensor, Tensor)> {
-    let (y, last) = with_views(inputs, |v| cpu::forward::<T>(v, &dims))?;
-    let outputs = vec![
-        (host::storage(y), Shape::from((dims.m, dims.b, dims.l, dims.d))),
-        (host::storage(last), Shape::from((dims.segments.len(), dims.d))),
-    ];
-    let recorded = tape::record(Shift { dims }, &inputs.each_ref().map(Option::as_ref), outputs)?;
-    match <[Tensor; 2]>::try_from(recorded) {
-        Ok([y, last]) => Ok((y, last)),
-        Err(_) => bail!("{OP}: expected two outputs"),
+fn forward<T: Real>(dims: Dims, inputs: &[Option<Tensor>]) -> Result<(Vec<Tensor>, Tensor)> {
+    let (mixes, last) = with_views(inputs, |v| cpu::forward::<T>(v, &dims))?;
+    let mixes = mixes.into_iter().map(|y| (host::storage(y), Shape::from((dims.b, dims.l, dims.d))));
+    let last = (host::storage(last), Shape::from((dims.segments.len(), dims.d)));
+    let outputs = mixes.chain([last]).collect();
+    let inputs: Vec<Option<&Tensor>> = inputs.iter().map(Option::as_ref).collect();
+    let mut recorded = tape::record(Shift { dims }, &inputs, outputs)?;
+    match recorded.pop() {
+        Some(last) => Ok((recorded, last)),
+        None => bail!("{OP}: expected outputs"),
     }
 }
 
 /// The inputs in the order of the autograd graph; token `t` of the flattened batch is row `t`.
-#[derive(Clone, Copy)]
 struct Views<'a, T> {
     x: Rows<'a, T>,
     mix: &'a [T],
-    /// Row `j tokens + t`.
-    data: Option<Rows<'a, T>>,
     state: Option<&'a [T]>,
+    /// One a mix, or none.
+    data: Vec<Rows<'a, T>>,
 }
 
 fn with_views<T: Real, R>(inputs: &[Option<Tensor>], f: impl FnOnce(&Views<T>) -> R) -> Result<R> {
     let guards: Vec<_> = inputs.iter().map(|t| t.as_ref().map(Tensor::storage_and_layout)).collect();
-    let [Some(x), Some(mix), data, state] = &guards[..] else { bail!("{OP}: x and mix are needed") };
+    let [Some(x), Some(mix), state, data @ ..] = &guards[..] else { bail!("{OP}: x and mix are needed") };
     Ok(f(&Views {
         x: Rows::new(&x.0, x.1, 2)?,
         mix: host::slice(&mix.0, mix.1)?,
-        data: data.as_ref().map(|t| Rows::new(&t.0, t.1, 3)).transpose()?,
         state: state.as_ref().map(|t| host::slice(&t.0, t.1)).transpose()?,
+        data: data.iter().flatten().map(|t| Rows::new(&t.0, t.1, 2)).collect::<Result<_>>()?,
     }))
 }
 
@@ -132,10 +134,12 @@ impl Shift {
         grads: &[Option<Tensor>],
     ) -> Result<Vec<Option<Tensor>>> {
         let guards: Vec<_> = grads.iter().map(|t| t.as_ref().map(Tensor::storage_and_layout)).collect();
-        let [Some(y), last] = &guards[..] else { bail!("{OP}: expected gradients of two outputs") };
-        let last = last.as_ref().map(|t| host::slice::<T>(&t.0, t.1)).transpose()?;
-        let y = host::slice::<T>(&y.0, y.1)?;
-        let found = with_views(inputs, |v| cpu::backward(v, &self.dims, y, last))?;
+        let mut found = Vec::with_capacity(guards.len());
+        for guard in &guards {
+            found.push(guard.as_ref().map(|t| host::slice::<T>(&t.0, t.1)).transpose()?);
+        }
+        let Some(last) = found.pop() else { bail!("{OP}: expected gradients") };
+        let found = with_views(inputs, |v| cpu::backward(v, &self.dims, &found, last))?;
         let tensors = inputs.iter().zip(found);
         Ok(tensors.map(|(t, grad)| t.as_ref().map(|t| host::tensor(grad, t.shape().clone()))).collect())
     }

@@ -9,7 +9,7 @@ use crate::host::state_dtype;
 ///
 /// # Errors
 /// As the fast one.
-pub fn token_shift(args: &TokenShift) -> Result<(Tensor, Tensor)> {
+pub fn token_shift(args: &TokenShift) -> Result<(Vec<Tensor>, Tensor)> {
     let dims = args.check()?;
     let work = state_dtype(args.x.dtype());
     let x = args.x.to_dtype(work)?.flatten(0, 1)?; // (tokens, d)
@@ -25,14 +25,16 @@ pub fn token_shift(args: &TokenShift) -> Result<(Tensor, Tensor)> {
         last.push(all.narrow(0, segment.len, 1)?);
     }
     if last.is_empty() {
-        let y = Tensor::zeros((dims.m, dims.b, dims.l, dims.d), args.x.dtype(), x.device())?;
-        return Ok((y, Tensor::zeros((0, dims.d), work, x.device())?));
+        return Ok((vec![args.x.clone(); dims.m], Tensor::zeros((0, dims.d), work, x.device())?));
     }
     let delta = (Tensor::cat(&before, 0)? - &x)?; // (tokens, d)
-    let mut mix = args.mix.to_dtype(work)?.unsqueeze(1)?; // (m, 1, d)
-    if let Some(data) = args.data {
-        mix = mix.broadcast_add(&data.to_dtype(work)?.flatten(1, 2)?)?;
-    }
-    let y = mix.broadcast_mul(&delta)?.broadcast_add(&x)?;
-    Ok((y.reshape((dims.m, dims.b, dims.l, dims.d))?.to_dtype(args.x.dtype())?, Tensor::cat(&last, 0)?))
+    let mix = args.mix.to_dtype(work)?;
+    let mixes = (0..dims.m).map(|j| {
+        let share = match args.data {
+            Some(data) => data[j].to_dtype(work)?.flatten(0, 1)?.broadcast_add(&mix.get(j)?)?,
+            None => mix.get(j)?.broadcast_as(x.shape())?,
+        };
+        (&x + (share * &delta)?)?.reshape(args.x.shape())?.to_dtype(args.x.dtype())
+    });
+    Ok((mixes.collect::<Result<_>>()?, Tensor::cat(&last, 0)?))
 }

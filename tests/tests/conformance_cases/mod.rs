@@ -14,6 +14,7 @@ pub(crate) mod mlp;
 pub(crate) mod moe;
 pub(crate) mod retnet;
 pub(crate) mod rnn;
+pub(crate) mod rwkv;
 pub(crate) mod s4;
 pub(crate) mod s5;
 pub(crate) mod s6;

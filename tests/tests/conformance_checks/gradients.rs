@@ -67,7 +67,8 @@ pub(crate) fn gradients(config: &dyn MixerConfig, d: usize) -> Result<()> {
     })
 }
 
-/// A loss on the final state alone reaches the input and the initial state.
+/// A loss on the final state and on what was read from the one before reaches the tokens behind both. (A state that is a
+/// short window forgets the earlier ones: only the outputs then know of them.)
 pub(crate) fn state_gradients(config: &dyn MixerConfig, d: usize) -> Result<()> {
     let (mixer, _) = trainable(config, d)?;
     let names: Vec<String> =
@@ -81,8 +82,8 @@ pub(crate) fn state_gradients(config: &dyn MixerConfig, d: usize) -> Result<()> 
     compare(&vars, &|| {
         let mut state: State = mixer.new_state(2)?;
         mixer.forward(early.as_tensor(), &mut Context::with_state(&mut state))?;
-        mixer.forward(late.as_tensor(), &mut Context::with_state(&mut state))?;
-        let mut loss = Tensor::zeros((), DType::F64, &Device::Cpu)?;
+        let y = mixer.forward(late.as_tensor(), &mut Context::with_state(&mut state))?;
+        let mut loss = (&y * randn(49, y.dims(), DType::F64)?)?.sum_all()?;
         for (i, name) in names.iter().enumerate() {
             let entry = state.get(name)?;
             loss = (loss + (entry * randn(50 + i as u64, entry.dims(), DType::F64)?)?.sum_all()?)?;

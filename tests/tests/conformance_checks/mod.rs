@@ -13,7 +13,8 @@ pub(crate) use gradients::{gradients, state_gradients};
 use semisep_core::{Context, Mixer, MixerConfig, ParameterGroup, Rng, Source, State, VarBuilder};
 pub(crate) use states::{cost, foreign_states, states};
 
-/// Parameters drawn wide enough that every path matters: matrices as initialised, norms and biases away from 0 and 1.
+/// Parameters drawn wide enough that every path matters: matrices as initialised unless that is zero, norms and biases
+/// away from 0 and 1.
 /// Matrices are rounded to `rounded`, if any, whatever dtype is asked for.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Spread {
@@ -24,7 +25,7 @@ impl Source for Spread {
     fn get(&self, p: &ParameterGroup, dtype: DType, device: &Device) -> Result<Tensor> {
         let mut rng = Rng::named(11, &p.name);
         let mut values = p.init.values(&p.shape, &mut rng);
-        if p.full_precision && !p.buffer {
+        if !p.buffer && (p.full_precision || values.iter().all(|v| *v == 0.0)) {
             values.iter_mut().for_each(|v| *v += 0.2 * rng.normal() as f32);
         }
         let t = Tensor::from_vec(values, p.shape.as_slice(), device)?;

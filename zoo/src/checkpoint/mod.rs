@@ -14,7 +14,7 @@ use candle_core::{DType, Device, Tensor};
 
 pub use dtype::StoredType;
 
-use crate::files::Mapped;
+use crate::files::{Mapped, inside};
 use crate::{Error, Result};
 
 /// Most dimensions of a tensor.
@@ -58,10 +58,10 @@ pub struct Read {
 
 impl Checkpoint {
     /// The weights of a folder: `model.safetensors`, else its shards by `model.safetensors.index.json`, else
-    /// `pytorch_model.bin`, else its shards by `pytorch_model.bin.index.json`.
+    /// `pytorch_model.bin`, else its shards by `pytorch_model.bin.index.json`, else the only `.pth` file.
     ///
     /// # Errors
-    /// If there are none, or a file is damaged, holds code, or lies outside of the folder.
+    /// If there are none, or several `.pth` files, or a file is damaged, holds code, or lies outside of the folder.
     pub fn open(folder: &Path) -> Result<Self> {
         if !folder.is_dir() {
             return Err(Error::at(folder, "expected a folder with a checkpoint, found none")
@@ -77,11 +77,19 @@ impl Checkpoint {
                 return shards::open(folder, &index);
             }
         }
-        Err(Error::at(
-            folder,
-            "expected model.safetensors or pytorch_model.bin (or shards with an index), found neither",
-        )
-        .hint("name the folder that holds config.json and the weights"))
+        match &pth_files(folder)?[..] {
+            [] => Err(Error::at(
+                folder,
+                "expected model.safetensors or pytorch_model.bin (or shards with an index), or a .pth file, found none",
+            )
+            .hint("name the folder that holds config.json and the weights")),
+            [name] => Self::open_files(&[inside(folder, name)?]),
+            [first, second, ..] => Err(Error::at(
+                folder,
+                format!("expected one .pth file, found several: {first}, {second}"),
+            )
+            .hint("move the one to load into a folder of its own")),
+        }
     }
 
     /// The tensors of these files, together; `.safetensors` by its name, PyTorch archives otherwise.
@@ -159,6 +167,15 @@ impl Checkpoint {
                 same
             })
     }
+}
+
+/// The names of the folder's `.pth` files, sorted.
+fn pth_files(folder: &Path) -> Result<Vec<String>> {
+    let entries = std::fs::read_dir(folder).map_err(|e| Error::at(folder, format!("cannot be read: {e}")))?;
+    let names = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
+    let mut names: Vec<String> = names.filter(|name| name.ends_with(".pth")).collect();
+    names.sort();
+    Ok(names)
 }
 
 /// Bytes compared at a time.

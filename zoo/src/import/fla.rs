@@ -35,9 +35,7 @@ pub(super) fn import(
         tie_embeddings,
         norm: NormConfig { kind: NormKind::Rms, eps: norm_eps(config) },
         residual_in_fp32: true,
-        embedding_multiplier: 1.0,
-        logits_multiplier: 1.0,
-        logits_soft_cap: None,
+        ..ModelConfig::new(d_model, 1)
     };
     folder.check_embedding(EMBEDDING, model.vocab_size, ("hidden_size", d_model));
     let stages = || vec![residual(mixer.clone(), "mixer", "norm"), residual(mlp.clone(), "mlp", "norm2")];

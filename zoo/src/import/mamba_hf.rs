@@ -51,9 +51,7 @@ fn import(
         tie_embeddings,
         norm: NormConfig { kind: NormKind::Rms, eps: eps(config) },
         residual_in_fp32: config.flag_or("residual_in_fp32", true),
-        embedding_multiplier: 1.0,
-        logits_multiplier: 1.0,
-        logits_soft_cap: None,
+        ..ModelConfig::new(d_model, 1)
     };
     folder.check_embedding(EMBEDDING, model.vocab_size, ("hidden_size", d_model));
     let layers = (0..n_layer).map(|_| layer("ssm", vec![residual(mixer.clone(), "mixer", "norm")]));

@@ -10,6 +10,7 @@ mod mamba_hf;
 mod names;
 mod retnet_fla;
 mod retnet_torchscale;
+mod rwkv;
 mod state_spaces;
 
 use std::path::Path;
@@ -60,16 +61,34 @@ pub struct Importer {
     pub import: fn(&Folder<'_>) -> Result<Import>,
 }
 
+/// A family whose checkpoints have no configuration: everything is in names and shapes of tensors.
+pub struct Bare {
+    /// Its name.
+    pub family: &'static str,
+    /// Whether a checkpoint is one of this family.
+    pub detects: fn(&Checkpoint) -> bool,
+    /// As of an [`Importer`]; the configuration is empty and takes the problems.
+    pub import: fn(&Folder<'_>) -> Result<Import>,
+}
+
 /// Every family, most specific first.
 pub static IMPORTERS: &[Importer] = &[
     mamba_hf::MAMBA,
     mamba_hf::MAMBA2,
     retnet_fla::RETNET,
     retnet_torchscale::RETNET,
+    rwkv::RWKV4_HF,
+    rwkv::RWKV5_HF,
+    rwkv::RWKV6_HF,
+    rwkv::RWKV6_FLA,
+    rwkv::RWKV7_FLA,
     state_spaces::STATE_SPACES,
 ];
 
-/// Understands the `blueprint.toml` of a folder, else its `config.json`.
+/// Families without a configuration.
+pub static BARE: &[Bare] = &[rwkv::RWKV_PTH];
+
+/// Understands the `blueprint.toml` of a folder, else its `config.json`, else its tensors.
 ///
 /// # Errors
 /// If there is neither, the family is unknown, or keys are missing or wrong: all of them in one error.
@@ -79,6 +98,12 @@ pub fn import(folder: &Path, checkpoint: &Checkpoint) -> Result<Import> {
         return blueprint::import(&own);
     }
     if !path.exists() {
+        if let Some(bare) = BARE.iter().find(|b| (b.detects)(checkpoint)) {
+            let folder = Folder { path: folder, config: Fields::new(folder, Default::default()), checkpoint };
+            let import = (bare.import)(&folder);
+            folder.config.finish()?;
+            return import;
+        }
         return Err(Error::at(&path, "expected the model's configuration, found none")
             .hint("copy config.json from where the weights come from"));
     }

@@ -50,9 +50,7 @@ fn import(folder: &Folder<'_>) -> Result<Import> {
         tie_embeddings,
         norm: NormConfig { kind, eps: 1e-5 },
         residual_in_fp32: config.flag_or("residual_in_fp32", true),
-        embedding_multiplier: 1.0,
-        logits_multiplier: 1.0,
-        logits_soft_cap: None,
+        ..ModelConfig::new(d_model, 1)
     };
     folder.check_embedding(EMBEDDING, model.padded_vocab(), ("d_model", d_model));
     let attention_layers = config.indices("attn_layer_idx", n_layer);

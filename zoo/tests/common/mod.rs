@@ -13,7 +13,7 @@ use zip::write::SimpleFileOptions;
 use zip::{CompressionMethod, ZipWriter};
 
 /// Every golden model.
-pub const GOLDEN: [&str; 9] = [
+pub const GOLDEN: &[&str] = &[
     "mamba-orig",
     "mamba-hf",
     "mamba2-orig",
@@ -23,6 +23,15 @@ pub const GOLDEN: [&str; 9] = [
     "mamba2attn-mlp-orig",
     "retnet-fla",
     "retnet-torchscale",
+    "rwkv4-hf",
+    "rwkv4-pth",
+    "rwkv5-hf",
+    "rwkv5-pth",
+    "rwkv6-fla",
+    "rwkv6-hf",
+    "rwkv6-pth",
+    "rwkv7-fla",
+    "rwkv7-pth",
 ];
 
 pub fn golden(name: &str) -> PathBuf {
