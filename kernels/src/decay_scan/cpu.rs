@@ -9,8 +9,9 @@
 //! With a bonus a reader i sees `E[i-1, ·]`, and itself through the bonus.
 //!
 //! Decays are running products of factors at most 1: nothing can overflow, factors of exactly 0 are nothing special, and
-//! no rounding grows with the size of a logarithm. Only where a chunk's decays stay far from underflow `A` is one
-//! product, of queries divided by the decay over the whole chunk; elsewhere it is found pair by pair.
+//! no rounding grows with the size of a logarithm. Up to where a chunk's decays come near underflow `A` is one product, of
+//! keys divided by the decay from the chunk's start; from there on it is found pair by pair. What a token gets depends on
+//! no later one, to the last bit.
 
 use super::args::Dims;
 use super::views::Views;
@@ -20,7 +21,7 @@ use crate::simd::{Real, dot, vectorized};
 /// Tokens of a chunk. Work within a chunk grows with it, and products with the state cost the same whatever it is.
 pub(super) const CHUNK: usize = 16;
 
-/// Decays over a chunk down to this, 2⁻⁶⁰, may be divided by: what they multiply stays within f32.
+/// Decays from a chunk's start down to this, 2⁻⁶⁰, may be divided by: what they multiply stays within f32.
 const DIVISIBLE: f64 = 8.7e-19;
 
 /// Outputs (b, l, h, p) and final states (sequences, h, n, p).
@@ -146,12 +147,14 @@ pub(super) struct Chunk<T> {
     pub(super) to_end: Vec<T>,
     /// Decay over the chunk, (n).
     pub(super) total: Vec<T>,
+    /// Decay from the chunk's start through the token at hand, (n).
+    through: Vec<T>,
     /// Queries as they read the state before the chunk, keys as they enter the state after it.
     pub(super) queries: Vec<T>,
     keys: Vec<T>,
     /// A, (CHUNK, CHUNK), zero above the diagonal.
     pub(super) scores: Vec<T>,
-    /// Queries over the total decay; or the decayed query at hand, in the first row.
+    /// Keys over the decay from the chunk's start through them; or the decayed query at hand, in the first row.
     scaled: Vec<T>,
 }
 
@@ -164,6 +167,7 @@ impl<T: Real> Chunk<T> {
             from_start: zeros(CHUNK * n),
             to_end: zeros(CHUNK * n),
             total: zeros(n),
+            through: zeros(n),
             queries: zeros(CHUNK * n),
             keys: zeros(CHUNK * n),
             scores: zeros(CHUNK * CHUNK),
@@ -173,27 +177,20 @@ impl<T: Real> Chunk<T> {
 
     /// Decays, queries and keys of the `c` tokens from `t` on, and if asked for their scores.
     pub(super) fn find(&mut self, task: &Task<T>, (t, c): (usize, usize), scores: bool) {
-        let divisible = vectorized(
+        vectorized(
             #[inline(always)]
-            || {
-                self.decays(task, (t, c));
-                self.total.iter().all(|&w| w >= T::real(DIVISIBLE))
-            },
+            || self.decays(task, (t, c)),
         );
         if !scores {
             return;
         }
-        if divisible {
-            self.divide(c);
-            let (n, a, b) = (self.n, &self.scaled, &self.keys);
-            host::gemm((c, n, c), a, (n, 1), b, (1, n), &mut self.scores, (CHUNK, 1), false);
-        }
+        let m = self.divide(task, (t, c));
+        let (n, a, b) = (self.n, &self.queries, &self.scaled);
+        host::gemm((m, n, m), a, (n, 1), b, (1, n), &mut self.scores, (CHUNK, 1), false);
         vectorized(
             #[inline(always)]
             || {
-                if !divisible {
-                    self.pairs(task, (t, c));
-                }
+                self.pairs(task, t, m..c);
                 self.mask(task, (t, c));
             },
         );
@@ -233,28 +230,40 @@ impl<T: Real> Chunk<T> {
         }
     }
 
-    /// Queries over the total decay: with the keys' decays to the end that leaves what lies between.
-    fn divide(&mut self, c: usize) {
-        let (n, total) = (self.n, &self.total[..]);
-        let rows = self.scaled.chunks_exact_mut(n).zip(self.queries.chunks_exact(n)).take(c);
+    /// Keys over the decay from the chunk's start through them, as many as may be divided so: with the queries' decays
+    /// from the start that leaves what lies between.
+    fn divide(&mut self, task: &Task<T>, (t, c): (usize, usize)) -> usize {
+        let n = self.n;
+        let through = &mut self.through[..n];
+        through.fill(T::ONE);
         vectorized(
             #[inline(always)]
             || {
-                for (scaled, queries) in rows {
-                    for ((s, &q), &w) in scaled.iter_mut().zip(queries).zip(total) {
-                        *s = q / w;
+                for i in 0..c {
+                    let (_, k) = task.query_key(t + i);
+                    let factors = &self.factors[i * n..][..n];
+                    let scaled = &mut self.scaled[i * n..][..n];
+                    let mut least = T::ONE;
+                    for x in 0..n {
+                        through[x] *= factors[x];
+                        least = Real::min(least, through[x]);
+                        scaled[x] = k[x] / through[x];
+                    }
+                    if least < T::real(DIVISIBLE) {
+                        return i;
                     }
                 }
+                c
             },
-        );
+        )
     }
 
-    /// Scores below the diagonal, and on it without a bonus, one by one.
+    /// Rows of scores below the diagonal, and on it without a bonus, one by one.
     #[inline(always)]
-    fn pairs(&mut self, task: &Task<T>, (t, c): (usize, usize)) {
+    fn pairs(&mut self, task: &Task<T>, t: usize, rows: std::ops::Range<usize>) {
         let n = self.n;
         let delayed = task.bonus().is_some();
-        for i in 0..c {
+        for i in rows {
             let (q, k) = task.query_key(t + i);
             let decayed = &mut self.scaled[..n];
             decayed.copy_from_slice(q);
