@@ -46,8 +46,7 @@ fn import(folder: &Folder<'_>) -> Result<Import> {
         norm: NormConfig { kind: NormKind::Rms, eps },
         residual_in_fp32: true,
         embedding_multiplier: if scaled { (d_model as f64).sqrt() } else { 1.0 },
-        logits_multiplier: 1.0,
-        logits_soft_cap: None,
+        ..ModelConfig::new(d_model, 1)
     };
     let prefixed = folder.checkpoint.get("decoder.embed_tokens.weight").is_some();
     let embedding = if prefixed { "decoder.embed_tokens.weight" } else { "embed_tokens.weight" };
