@@ -98,7 +98,7 @@ pub struct Rwkv7Config {
     pub value_residual: bool,
     /// Added under the root of the norm of heads: 64e-5 in BlinkDL's models, head size times norm_eps in fla's.
     pub norm_eps: f64,
-    /// Added to the square of the length by which removal keys are divided.
+    /// Removal keys are divided by their length, at least about this: by √(|k|² + kk_eps²).
     pub kk_eps: f64,
     /// Whose names and shapes the low-rank parameters have.
     pub layout: Layout,
@@ -166,8 +166,7 @@ impl Default for Rwkv7Config {
             d_gate_lora: None,
             value_residual: true,
             norm_eps: 64e-5,
-            // torch's `normalize` divides by no less than 1e-12.
-            kk_eps: 1e-24,
+            kk_eps: 1e-12,
             layout: Layout::Pth,
             time_state: false,
             init_depth: middle(),

@@ -183,7 +183,7 @@ impl Rwkv7 {
     fn unit(&self, t: &Tensor) -> Result<Tensor> {
         // An RMS norm divides by length / √n.
         let n = self.heads.n as f64;
-        rms_norm(t, None, self.kk_eps / n, self.heads.n)? * (1.0 / n.sqrt())
+        rms_norm(t, None, self.kk_eps * self.kk_eps / n, self.heads.n)? * (1.0 / n.sqrt())
     }
 
     /// What of an earlier layer this one asks for.

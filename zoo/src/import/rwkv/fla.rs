@@ -155,8 +155,8 @@ fn rwkv7(folder: &Folder<'_>) -> Result<Import> {
             d_gate_lora: ranks[2],
             value_residual: i > 0,
             norm_eps: head_size as f64 * common.eps,
-            // fla's fused l2_norm and torch's normalize.
-            kk_eps: if config.flag_or("fuse_norm", true) { 1e-6 } else { 1e-24 },
+            // fla's fused l2_norm adds 1e-6 under the root; torch's normalize divides by 1e-12 at least.
+            kk_eps: if config.flag_or("fuse_norm", true) { 1e-3 } else { 1e-12 },
             layout: Layout::Fla,
             ..Rwkv7Config::default()
         };
