@@ -103,7 +103,7 @@ mod tests {
     #[test]
     fn products_have_the_rank_of_their_waist() -> Result<()> {
         for (rows, waist, columns) in [(7, 3, 9), (40, 11, 25), (25, 25, 40), (64, 1, 64), (5, 5, 5)] {
-            let product = random(rows, waist, 1)?.matmul(&random(waist, columns, 2)?)?;
+            let product = random(rows, waist, 1).matmul(&random(waist, columns, 2))?;
             for scale in [1.0, 1e-200, 1e200] {
                 assert_eq!(of(&(&product * scale)?, 1e-9), waist, "{rows} {waist} {columns} {scale}");
             }
@@ -117,7 +117,7 @@ mod tests {
         let n = 8;
         let scales: Vec<f64> = (0..n).map(|k| 100f64.powi(-k)).collect();
         let scales = Tensor::from_vec(scales, (1, n as usize), &Device::Cpu)?;
-        let graded = random(30, 8, 1)?.broadcast_mul(&scales)?.matmul(&random(8, 30, 2)?)?;
+        let graded = random(30, 8, 1).broadcast_mul(&scales)?.matmul(&random(8, 30, 2))?;
         assert_eq!((of(&graded, 1e-5), of(&graded, 1e-15)), (3, 8));
         Ok(())
     }
