@@ -29,9 +29,13 @@ fn recorded_cases() -> Result<()> {
                 assert_close(&what, &y, &case.get("out.y"), tolerance.0);
                 assert_close(&what, &state, &case.get("out.final_state"), tolerance.0);
                 let grads = case.loss(&[("y", &y), ("final_state", &state)])?.backward()?;
-                for (name, var) in
-                    [("x", Some(x)), ("i", Some(i)), ("r", Some(r)), ("a_param", Some(a)), ("initial_state", initial)]
-                {
+                for (name, var) in [
+                    ("x", Some(x)),
+                    ("i", Some(i)),
+                    ("r", Some(r)),
+                    ("a_param", Some(a)),
+                    ("initial_state", initial),
+                ] {
                     if let Some(var) = var {
                         let want = case.get(&format!("grad.{name}"));
                         assert_close(&format!("{what} {name}"), grads.get(&var).unwrap(), &want, tolerance.1);
@@ -113,14 +117,17 @@ fn steps_equal_the_sequence() -> Result<()> {
     let state = random(5, &[2, 19], DType::F32);
     for t in 0..5 {
         let token = |t_: &Tensor| t_.narrow(1, t, 1)?.squeeze(1);
-        let y = rg_lru_update(&state, &RgLruUpdate {
-            x: &token(&x)?,
-            input_gate: &token(&i)?,
-            recurrent_gate: &token(&r)?,
-            recurrent_param: &param,
-            c: 8.0,
-            starts: &[t == 0; 2],
-        })?;
+        let y = rg_lru_update(
+            &state,
+            &RgLruUpdate {
+                x: &token(&x)?,
+                input_gate: &token(&i)?,
+                recurrent_gate: &token(&r)?,
+                recurrent_param: &param,
+                c: 8.0,
+                starts: &[t == 0; 2],
+            },
+        )?;
         assert_close("step", &y, &token(&h)?, 1e-6);
     }
     assert_close("state", &state, &last, 1e-6);

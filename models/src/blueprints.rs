@@ -3,12 +3,18 @@
 /// Names and sources, sorted by name.
 const SHIPPED: &[(&str, &str)] = &[
     ("bst-mf", include_str!("../../blueprints/bst-mf.toml")),
+    ("bst-mf-s4-large", include_str!("../../blueprints/bst-mf-s4-large.toml")),
+    ("bst-mf-s4-small", include_str!("../../blueprints/bst-mf-s4-small.toml")),
     ("bst-mf-unstructured-large", include_str!("../../blueprints/bst-mf-unstructured-large.toml")),
     ("bst-mf-unstructured-small", include_str!("../../blueprints/bst-mf-unstructured-small.toml")),
     ("bst-mh", include_str!("../../blueprints/bst-mh.toml")),
+    ("bst-mh-s4-large", include_str!("../../blueprints/bst-mh-s4-large.toml")),
+    ("bst-mh-s4-small", include_str!("../../blueprints/bst-mh-s4-small.toml")),
     ("bst-mh-unstructured-large", include_str!("../../blueprints/bst-mh-unstructured-large.toml")),
     ("bst-mh-unstructured-small", include_str!("../../blueprints/bst-mh-unstructured-small.toml")),
     ("bst-sh", include_str!("../../blueprints/bst-sh.toml")),
+    ("bst-sh-s4-large", include_str!("../../blueprints/bst-sh-s4-large.toml")),
+    ("bst-sh-s4-small", include_str!("../../blueprints/bst-sh-s4-small.toml")),
     ("bst-sh-unstructured-large", include_str!("../../blueprints/bst-sh-unstructured-large.toml")),
     ("bst-sh-unstructured-small", include_str!("../../blueprints/bst-sh-unstructured-small.toml")),
     ("deltanet", include_str!("../../blueprints/deltanet.toml")),

@@ -1,5 +1,5 @@
-//! The Block-State Transformer against recorded values: over this project's S5, and over the records' state-space layers
-//! as plain loops over tokens.
+//! The Block-State Transformer against recorded values: over this project's S4D and S5, and over the records'
+//! state-space layers as plain loops over tokens.
 
 mod reference_ssm;
 
@@ -7,6 +7,7 @@ use candle_core::{DType, Device, IndexOp, Result, Tensor};
 use reference_ssm::ReferenceSsm;
 use semisep_block_state::{BlockState, BlockStateConfig, Variant};
 use semisep_core::{Context, Mixer, Nested, RelBiasConfig, State, VarBuilder, WindowMode};
+use semisep_s4::{Format, S4dConfig};
 use semisep_s5::S5Config;
 use semisep_tests::{Case, assert_close, cases};
 
@@ -75,6 +76,14 @@ fn ours(case: &Case) -> Option<Ssm> {
             config: Nested::new(S5Config { d_state: 2 * modes, ..Default::default() }),
             state: |state| state.get("ssm.ssm")?.transpose(1, 2)?.contiguous(),
         }),
+        Some("s4d") => Some(Ssm {
+            config: Nested::new(S4dConfig {
+                d_state: 2 * modes,
+                format: Format::MinimalB,
+                ..Default::default()
+            }),
+            state: |state| state.get("ssm.ssm").cloned(),
+        }),
         _ => None,
     }
 }
@@ -82,7 +91,8 @@ fn ours(case: &Case) -> Option<Ssm> {
 fn check(case: &Case, ssm: &Ssm, dtype: DType, tolerance: f64, grad: f64) -> Result<()> {
     let what = format!("{} {dtype:?}", case.name);
     let d = case.config["d_model"].as_u64().unwrap() as usize;
-    let parameters = case.parameters(str::to_owned);
+    // S4D keeps its dynamics one level down.
+    let parameters = case.parameters(|path| path.replace("ssm.kernel.", "ssm."));
     let vb = VarBuilder::new(parameters.clone(), dtype, Device::Cpu);
     let config = config(case, ssm.config.clone());
     let layer = BlockState::new(d, &config, &vb)?;

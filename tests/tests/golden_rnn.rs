@@ -15,7 +15,9 @@ fn build(case: &Case, vb: &VarBuilder) -> Result<RnnStack> {
     let table = json!({ "hidden_size": c["hidden_size"], "num_layers": c["num_layers"], "bias": c["bias"] });
     let wrong = |e: serde_json::Error| -> ! { panic!("{}: {e}", case.name) };
     match c["layer"].as_str() {
-        Some("lstm") => RnnStack::lstm(inputs, &serde_json::from_value(table).unwrap_or_else(|e| wrong(e)), vb),
+        Some("lstm") => {
+            RnnStack::lstm(inputs, &serde_json::from_value(table).unwrap_or_else(|e| wrong(e)), vb)
+        }
         Some("gru") => RnnStack::gru(inputs, &serde_json::from_value(table).unwrap_or_else(|e| wrong(e)), vb),
         other => panic!("{}: layer {other:?}", case.name),
     }
@@ -124,7 +126,8 @@ fn minimal_networks_are_their_recurrences() -> Result<()> {
 /// Gates far out on either side stay finite, where a quotient of sigmoids would be 0 / 0.
 #[test]
 fn minimal_gates_do_not_overflow() -> Result<()> {
-    let layer = MinimalRnn::lstm(4, &MinLstmConfig::default(), &VarBuilder::seeded(1, DType::F32, Device::Cpu))?;
+    let layer =
+        MinimalRnn::lstm(4, &MinLstmConfig::default(), &VarBuilder::seeded(1, DType::F32, Device::Cpu))?;
     let u = (randn(2, &[1, 7, 4], DType::F32)? * 1e4)?;
     let y = layer.forward(&u, &mut Context::default())?;
     assert!(values(&y)?.iter().all(|v| v.is_finite()));

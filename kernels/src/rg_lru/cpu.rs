@@ -52,8 +52,7 @@ pub(super) fn gradients<T: Real>(
     let mut rates = vec![T::ZERO; plan.slots(dims) * p];
     let (h, dh) = (Rows::new(&hs.0, hs.1, 2)?, Rows::new(&dhs.0, dhs.1, 2)?);
     let initial = inputs[4].as_ref().map(Tensor::storage_and_layout);
-    let initial =
-        initial.as_ref().map(|(storage, layout)| host::slice::<T>(storage, layout)).transpose()?;
+    let initial = initial.as_ref().map(|(storage, layout)| host::slice::<T>(storage, layout)).transpose()?;
     let slopes = with_unit(inputs, sizes, |unit| {
         let outputs = [&mut dx, &mut di, &mut dr].map(|v| Disjoint::new(v));
         let walk = Backward { unit, h, dh, initial, outputs, rates: Disjoint::new(&mut rates) };

@@ -34,8 +34,7 @@ pub(super) fn run<T: Register + Stored<T>>(
     let (size, kept) = (cell.states() * h, if keep { cell.saved() * h } else { 0 });
     let order = dims.order();
     let initial = initial.as_ref().map(Tensor::storage_and_layout);
-    let initial =
-        initial.as_ref().map(|(storage, layout)| host::slice::<T>(storage, layout)).transpose()?;
+    let initial = initial.as_ref().map(|(storage, layout)| host::slice::<T>(storage, layout)).transpose()?;
     let mut states = sorted(&order, initial, size);
     let mut y = vec![T::ZERO; dims.b * dims.l * h];
     let mut saved = host::zeros(dims.b * dims.l * kept);
@@ -46,7 +45,8 @@ pub(super) fn run<T: Register + Stored<T>>(
             hidden.copy_from_slice(&state[..h]);
         }
         let q = linear::product(Rows::dense(&hidden[..active * h], h), weight, bias, width);
-        let (ys, kepts, rows) = (Disjoint::new(&mut y), Disjoint::new(&mut saved), Disjoint::new(&mut states));
+        let (ys, kepts, rows) =
+            (Disjoint::new(&mut y), Disjoint::new(&mut saved), Disjoint::new(&mut states));
         host::spinning(active, GRAIN.div_ceil(width), |range| {
             vectorized(
                 #[inline(always)]

@@ -129,9 +129,8 @@ impl RnnStack {
     /// If memory cannot be had.
     pub fn new_state(&self, batch: usize) -> Result<State> {
         let (shape, dtype) = ((batch, self.layers.len(), self.hidden), state_dtype(self.dtype));
-        let zeros = |state: State, name| {
-            state.with_zeros(name, StateKind::Recurrent, shape, dtype, &self.device)
-        };
+        let zeros =
+            |state: State, name| state.with_zeros(name, StateKind::Recurrent, shape, dtype, &self.device);
         let state = zeros(State::new(self.sizes.kind, batch), "h")?;
         if self.sizes.cell.states() == 2 { zeros(state, "c") } else { Ok(state) }
     }
@@ -142,7 +141,8 @@ impl RnnStack {
         let maps: Cost = (0..layers)
             .map(|k| {
                 let width = if k == 0 { self.inputs } else { h };
-                Cost::linear(rows, width, gates * h, true, size) + Cost::linear(rows, h, gates * h, true, size)
+                Cost::linear(rows, width, gates * h, true, size)
+                    + Cost::linear(rows, h, gates * h, true, size)
             })
             .sum();
         let state = batch * layers * self.sizes.cell.states() * h * state_dtype(self.dtype).size_in_bytes();
