@@ -30,6 +30,9 @@ pub struct MoeConfig {
     pub d_intermediate: usize,
     /// Whether half of an expert's first map gates the other half.
     pub gated: bool,
+    /// Whether value and gate of an expert are one map, `fc1`; otherwise the maps are `up_proj`, `gate_proj`, `down_proj`.
+    #[serde(skip_serializing_if = "Clone::clone")]
+    pub fused: bool,
     /// The experts' activation.
     pub activation: Activation,
     /// How logits become scores.
@@ -60,6 +63,7 @@ impl Default for MoeConfig {
             num_experts_per_tok: 2,
             d_intermediate: 1024,
             gated: true,
+            fused: true,
             activation: Activation::Silu,
             scoring: Scoring::Softmax,
             norm_topk_prob: false,
@@ -83,6 +87,7 @@ impl MoeConfig {
         MlpConfig {
             d_intermediate: Some(hidden),
             gated: self.gated,
+            fused: self.fused,
             activation: self.activation,
             ..MlpConfig::default()
         }

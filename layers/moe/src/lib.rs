@@ -19,7 +19,7 @@
 //! |---|---|---|
 //! | W | `gate.weight` | (experts, d), in full precision: a rounded score may choose another expert |
 //! | bias | `gate.e_score_correction_bias` | (experts), a buffer: trainers move it by the experts' load, no gradient does |
-//! | MLP_e | `experts.E.fc1`, `experts.E.fc2` | as of the mixer `mlp` |
+//! | MLP_e | `experts.E.fc1`, `.fc2`; or `.up_proj`, `.gate_proj`, `.down_proj` | as of the mixer `mlp` |
 //! | MLP_shared | `shared_expert.fc1`, `.fc2`; `shared_expert_gate.weight` | as of `mlp`; (1, d) |
 //!
 //! Tokens are gathered by expert, and an expert without tokens costs nothing: no token is dropped, none is padded. Which

@@ -15,7 +15,7 @@ pub(crate) fn cases() -> Vec<Case> {
     let mut add = |name, config: Box<dyn MixerConfig>| cases.push((name, config));
     add("moe jamba", Box::new(base));
     add("moe granite", Box::new(normed.clone()));
-    add("moe qwen3-next", Box::new(MoeConfig { shared_gate: true, ..normed }));
+    add("moe qwen3-next", Box::new(MoeConfig { shared_gate: true, fused: false, ..normed }));
     add("moe lfm2", Box::new(lfm2));
     let nemotron = MoeConfig {
         gated: false,

@@ -3,6 +3,7 @@
 //! An importer is data about a family, not model code. A new one is a function of this shape and a line in [`IMPORTERS`].
 
 mod blueprint;
+mod deltanet_fla;
 mod fields;
 mod fla;
 mod json;
@@ -73,6 +74,8 @@ pub struct Bare {
 
 /// Every family, most specific first.
 pub static IMPORTERS: &[Importer] = &[
+    deltanet_fla::DELTANET,
+    deltanet_fla::GATED,
     mamba_hf::MAMBA,
     mamba_hf::MAMBA2,
     retnet_fla::RETNET,

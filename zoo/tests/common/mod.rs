@@ -14,6 +14,8 @@ use zip::{CompressionMethod, ZipWriter};
 
 /// Every golden model.
 pub const GOLDEN: &[&str] = &[
+    "delta_net-fla",
+    "gated_deltanet-fla",
     "mamba-orig",
     "mamba-hf",
     "mamba2-orig",
