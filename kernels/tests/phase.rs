@@ -68,32 +68,52 @@ fn small_sums_are_kept_and_large_ones_reduced() -> Result<()> {
     Ok(())
 }
 
+type Turn = fn(&Tensor, Option<&Tensor>, &Tensor, RotaryLayout) -> Result<Tensor>;
+
+/// Output and gradients of x, bias and phase.
+fn turn(
+    x: &Tensor,
+    bias: Option<&Tensor>,
+    phase: &Tensor,
+    layout: RotaryLayout,
+    op: Turn,
+) -> Result<Vec<Tensor>> {
+    let (x, phase) = (Var::from_tensor(x)?, Var::from_tensor(phase)?);
+    let bias = bias.map(Var::from_tensor).transpose()?;
+    let y = op(&x, bias.as_deref(), &phase, layout)?;
+    let grads = (y.to_dtype(DType::F64)? * random(9, y.dims(), DType::F64))?.sum_all()?.backward()?;
+    let vars = [Some(&x), Some(&phase), bias.as_ref()];
+    let grads = vars.into_iter().flatten().map(|v| grads.get(v).unwrap().clone());
+    Ok([y].into_iter().chain(grads).collect())
+}
+
 #[test]
 fn turns_are_the_definition() -> Result<()> {
-    let run =
-        |x: &Tensor, phase: &Tensor, layout, op: fn(&Tensor, &Tensor, RotaryLayout) -> Result<Tensor>| {
-            let (x, phase) = (Var::from_tensor(x)?, Var::from_tensor(phase)?);
-            let y = op(&x, &phase, layout)?;
-            let grads = (y.to_dtype(DType::F64)? * random(9, y.dims(), DType::F64))?.sum_all()?.backward()?;
-            Ok::<_, candle_core::Error>([
-                y.clone(),
-                grads.get(&x).unwrap().clone(),
-                grads.get(&phase).unwrap().clone(),
-            ])
-        };
-    for (shape, s) in
-        [([2, 5, 1, 3, 8], 2), ([1, 9, 3, 2, 12], 6), ([2, 1, 2, 2, 7], 3), ([1, 70, 2, 4, 64], 16)]
-    {
-        for layout in [RotaryLayout::Half, RotaryLayout::Interleaved] {
+    // (b, l, r, g, n), heads, angles
+    for (shape, h, s) in [
+        ([2, 5, 1, 3, 8], 3, 2),
+        ([1, 9, 3, 1, 12], 4, 6),
+        ([2, 1, 2, 2, 7], 6, 3),
+        ([1, 70, 2, 4, 64], 4, 16),
+    ] {
+        let [b, l, r, _, n] = shape;
+        for (layout, biased) in
+            [(RotaryLayout::Half, true), (RotaryLayout::Interleaved, true), (RotaryLayout::Half, false)]
+        {
             let x = random(1, &shape, DType::F64);
-            let phase = random(2, &[shape[0], shape[1], shape[3], s], DType::F64).affine(40.0, 0.0)?;
+            let bias = biased.then(|| random(3, &[h, r, n], DType::F64));
+            let phase = random(2, &[b, l, h, s], DType::F64).affine(40.0, 0.0)?;
             for (dtype, out, grad) in [(DType::F64, 1e-13, 1e-12), (DType::F32, 1e-5, 1e-4)] {
-                let (x, phase) = (x.to_dtype(dtype)?, phase.to_dtype(dtype)?);
-                let wide = (x.to_dtype(DType::F64)?, phase.to_dtype(DType::F64)?);
-                let want = run(&wide.0, &wide.1, layout, naive::turn_by_phase)?;
-                let got = run(&x, &phase, layout, turn_by_phase)?;
+                let to = |t: &Tensor, dtype| t.to_dtype(dtype);
+                let (x, phase) = (to(&x, dtype)?, to(&phase, dtype)?);
+                let bias = bias.as_ref().map(|t| to(t, dtype)).transpose()?;
+                let wide = bias.as_ref().map(|t| to(t, DType::F64)).transpose()?;
+                let (x64, phase64) = (to(&x, DType::F64)?, to(&phase, DType::F64)?);
+                let want = turn(&x64, wide.as_ref(), &phase64, layout, naive::turn_by_phase)?;
+                let got = turn(&x, bias.as_ref(), &phase, layout, turn_by_phase)?;
+                assert_eq!(got.len(), want.len());
                 for (i, (got, want)) in got.iter().zip(&want).enumerate() {
-                    let what = format!("{shape:?} {layout:?} {dtype:?}: {i}");
+                    let what = format!("{shape:?} {layout:?} {dtype:?} bias {biased}: {i}");
                     assert_close(&what, got, want, if i == 0 { out } else { grad });
                 }
             }
@@ -106,10 +126,11 @@ fn turns_are_the_definition() -> Result<()> {
 fn bad_shapes_are_named() {
     let x = random(1, &[1, 4, 1, 2, 6], DType::F32);
     let error = |phase: &[usize]| {
-        turn_by_phase(&x, &random(2, phase, DType::F32), RotaryLayout::Half).unwrap_err().to_string()
+        turn_by_phase(&x, None, &random(2, phase, DType::F32), RotaryLayout::Half).unwrap_err().to_string()
     };
     assert!(error(&[1, 4, 2, 4]).contains("4 angles, but 6 features make only 3 pairs"));
-    assert!(error(&[1, 4, 3, 2]).contains("phase has shape (1, 4, 3, 2), expected (1, 4, 2, 2)"));
+    assert!(error(&[1, 4, 3, 2]).contains("2 groups of x do not divide the 3 heads of phase"));
+    assert!(error(&[1, 5, 2, 2]).contains("phase has shape (1, 5, 2, 2), expected (1, 4, 2, 2)"));
     let delta = random(1, &[2, 4, 3], DType::F32);
     let error = phase_scan(&delta, Some(&random(1, &[1, 3], DType::F32)), None).unwrap_err().to_string();
     assert!(error.contains("initial has shape (1, 3), expected (2, 3)"));

@@ -79,17 +79,21 @@ pub(super) fn sum_backward<T: Real>(
     (d, start)
 }
 
-/// x (tokens, r, h, n) by phase (tokens, h, s).
-pub(super) fn turn<T: Real>(turn: &Turn, x: &[T], phase: &[T]) -> Vec<T> {
-    let mut y = host::zeros(x.len());
+/// x (tokens, r, g, n) plus bias (h, r, n), by phase (tokens, h, s): (tokens, r, h, n).
+pub(super) fn turn<T: Real>(turn: &Turn, x: &[T], bias: Option<&[T]>, phase: &[T]) -> Vec<T> {
+    let Turn { r: ranks, g, h, n, .. } = *turn;
+    let mut y = host::zeros(x.len() / g * h);
+    let tokens = x.len().checked_div(ranks * g * n).unwrap_or(0);
     let out = Disjoint::new(&mut y);
-    for_each_head(turn, x.len(), |token, head| {
+    for_each_head(turn, tokens, |token, head| {
         let angles = turns(turn, phase, token, head);
-        for r in 0..turn.r {
-            let at = feature(turn, token, r, head);
+        for r in 0..ranks {
             // SAFETY: each token, copy and head has its own features.
-            let y = unsafe { out.slice(at, turn.n) };
-            y.copy_from_slice(&x[at..][..turn.n]);
+            let y = unsafe { out.slice(feature(turn, token, r, head), n) };
+            y.copy_from_slice(&x[((token * ranks + r) * g + head * g / h) * n..][..n]);
+            if let Some(bias) = bias {
+                y.iter_mut().zip(&bias[(head * ranks + r) * n..][..n]).for_each(|(y, &bias)| *y += bias);
+            }
             for (j, &(sin, cos)) in angles.iter().enumerate() {
                 let (a, b) = turn.pair(j);
                 (y[a], y[b]) = (y[a] * cos - y[b] * sin, y[a] * sin + y[b] * cos);
@@ -99,11 +103,12 @@ pub(super) fn turn<T: Real>(turn: &Turn, x: &[T], phase: &[T]) -> Vec<T> {
     y
 }
 
-/// Gradients of x, turned back, and of the phase, `Σ_r g_b y_a - g_a y_b`.
+/// The gradient turned back, (tokens, r, h, n), and that of the phase, `Σ_r g_b y_a - g_a y_b`.
 pub(super) fn turn_backward<T: Real>(turn: &Turn, y: &[T], phase: &[T], grad: &[T]) -> (Vec<T>, Vec<T>) {
-    let (mut dx, mut dphase) = (host::zeros(y.len()), host::zeros(phase.len()));
-    let (dx_at, dphase_at) = (Disjoint::new(&mut dx), Disjoint::new(&mut dphase));
-    for_each_head(turn, y.len(), |token, head| {
+    let (mut back, mut dphase) = (host::zeros(y.len()), host::zeros(phase.len()));
+    let tokens = y.len().checked_div(turn.r * turn.h * turn.n).unwrap_or(0);
+    let (back_at, dphase_at) = (Disjoint::new(&mut back), Disjoint::new(&mut dphase));
+    for_each_head(turn, tokens, |token, head| {
         let angles = turns(turn, phase, token, head);
         // SAFETY: each token and head has its own angles.
         let dphase = unsafe { dphase_at.slice((token * turn.h + head) * turn.s, turn.s) };
@@ -111,16 +116,45 @@ pub(super) fn turn_backward<T: Real>(turn: &Turn, y: &[T], phase: &[T], grad: &[
             let at = feature(turn, token, r, head);
             let (y, g) = (&y[at..][..turn.n], &grad[at..][..turn.n]);
             // SAFETY: each token, copy and head has its own features.
-            let dx = unsafe { dx_at.slice(at, turn.n) };
-            dx.copy_from_slice(g);
+            let back = unsafe { back_at.slice(at, turn.n) };
+            back.copy_from_slice(g);
             for (j, &(sin, cos)) in angles.iter().enumerate() {
                 let (a, b) = turn.pair(j);
-                (dx[a], dx[b]) = (g[a] * cos + g[b] * sin, g[b] * cos - g[a] * sin);
+                (back[a], back[b]) = (g[a] * cos + g[b] * sin, g[b] * cos - g[a] * sin);
                 dphase[j] += g[b] * y[a] - g[a] * y[b];
             }
         }
     });
-    (dx, dphase)
+    (back, dphase)
+}
+
+/// Sums over the heads of a group: (tokens, r, h, n) -> (tokens, r, g, n).
+pub(super) fn over_heads<T: Real>(turn: &Turn, back: Vec<T>) -> Vec<T> {
+    let (of_group, n) = (turn.h / turn.g, turn.n);
+    if of_group == 1 {
+        return back;
+    }
+    let mut sums = host::zeros(back.len() / of_group);
+    for (sums, heads) in sums.chunks_exact_mut(n).zip(back.chunks_exact(of_group * n)) {
+        for head in heads.chunks_exact(n) {
+            sums.iter_mut().zip(head).for_each(|(sum, &v)| *sum += v);
+        }
+    }
+    sums
+}
+
+/// Sums over tokens: (tokens, r, h, n) -> (h, r, n).
+pub(super) fn over_tokens<T: Real>(turn: &Turn, back: &[T]) -> Vec<T> {
+    let Turn { r: ranks, h, n, .. } = *turn;
+    let mut sums = vec![0.0f64; h * ranks * n];
+    for token in back.chunks_exact(ranks * h * n) {
+        for (i, features) in token.chunks_exact(n).enumerate() {
+            let (r, head) = (i / h, i % h);
+            let sums = &mut sums[(head * ranks + r) * n..][..n];
+            sums.iter_mut().zip(features).for_each(|(sum, &v)| *sum += v.wide());
+        }
+    }
+    sums.into_iter().map(T::real).collect()
 }
 
 fn feature(turn: &Turn, token: usize, r: usize, head: usize) -> usize {
@@ -137,10 +171,8 @@ fn turns<T: Real>(turn: &Turn, phase: &[T], token: usize, head: usize) -> Vec<(T
     angles.iter().map(both).collect()
 }
 
-fn for_each_head(turn: &Turn, elements: usize, f: impl Fn(usize, usize) + Sync) {
-    let of_token = turn.r * turn.h * turn.n;
-    let tokens = elements.checked_div(of_token).unwrap_or(0);
-    host::spinning(tokens, GRAIN.div_ceil(of_token.max(1)), |range| {
+fn for_each_head(turn: &Turn, tokens: usize, f: impl Fn(usize, usize) + Sync) {
+    host::spinning(tokens, GRAIN.div_ceil((turn.r * turn.h * turn.n).max(1)), |range| {
         range.for_each(|token| (0..turn.h).for_each(|head| f(token, head)));
     });
 }

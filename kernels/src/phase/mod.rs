@@ -2,8 +2,9 @@
 //!
 //! ```text
 //! θ_t = θ_{t-1} + δ_t                               angles, up to whole turns
-//! y_a = x_a cos θ - x_b sin θ                       pairs (a, b) = (j, j + n/2) for Half, (2j, 2j + 1) for Interleaved
-//! y_b = x_a sin θ + x_b cos θ                       for j < s; further features pass
+//! w = x + bias                                      each group of x serves several heads, each with a bias
+//! y_a = w_a cos θ - w_b sin θ                       pairs (a, b) = (j, j + n/2) for Half, (2j, 2j + 1) for Interleaved
+//! y_b = w_a sin θ + w_b cos θ                       for j < s; further features pass
 //! ```
 //! A scan over keys and queries turned in this way is a scan with complex decays: Lahoti et al. 2026, "Mamba-3"
 //! (arXiv 2603.15569), section on complex-valued states.
@@ -13,7 +14,7 @@
 mod cpu;
 pub(crate) mod naive;
 
-use candle_core::{DType, Result, Shape, Tensor, bail};
+use candle_core::{DType, Result, Shape, Storage, Tensor, bail};
 
 use crate::host::{self, state_dtype};
 use crate::rotary::RotaryLayout;
@@ -116,28 +117,38 @@ impl tape::Backward for Sum {
     }
 }
 
-/// Turns the first pairs of features of x (b, l, r, h, n) by `phase` (b, l, h, s): the same for each of the r. In x's
-/// shape and dtype; differentiable in both.
+/// Adds `bias` (h, r, n), if there is one, to x (b, l, r, g, n), whose groups serve h / g heads each, and turns the first
+/// pairs of features by `phase` (b, l, h, s), the same for each of the r: (b, l, r, h, n) in x's dtype. Differentiable in
+/// all three.
 ///
 /// # Errors
 /// If shapes do not fit, there are fewer than s pairs, or the data is not on the CPU.
-pub fn turn_by_phase(x: &Tensor, phase: &Tensor, layout: RotaryLayout) -> Result<Tensor> {
+pub fn turn_by_phase(
+    x: &Tensor,
+    bias: Option<&Tensor>,
+    phase: &Tensor,
+    layout: RotaryLayout,
+) -> Result<Tensor> {
     check::on_cpu(TURN, x.device())?;
-    let turn = Turn::new(x, phase, layout)?;
+    let turn = Turn::new(x, bias, phase, layout)?;
     let work = state_dtype(x.dtype());
-    let (xs, phase) = (x.to_dtype(work)?.contiguous()?, phase.to_dtype(work)?.contiguous()?);
+    let whole = |t: &Tensor| t.to_dtype(work)?.contiguous();
+    let (xs, bias, phases) = (whole(x)?, bias.map(whole).transpose()?, whole(phase)?);
     let y = match work {
-        DType::F64 => turn.forward::<f64>(&xs, &phase)?,
-        _ => turn.forward::<f32>(&xs, &phase)?,
+        DType::F64 => turn.forward::<f64>(&xs, bias.as_ref(), &phases)?,
+        _ => turn.forward::<f32>(&xs, bias.as_ref(), &phases)?,
     };
-    let y = tape::record(turn, &[Some(&xs), Some(&phase)], vec![(y, x.shape().clone())])?.swap_remove(0);
-    y.to_dtype(x.dtype())
+    let (b, l, ..) = x.dims5()?;
+    let shape = Shape::from((b, l, turn.r, turn.h, turn.n));
+    let inputs = [Some(&xs), bias.as_ref(), Some(&phases)];
+    tape::record(turn, &inputs, vec![(y, shape)])?.swap_remove(0).to_dtype(x.dtype())
 }
 
 /// The rotation in the graph.
 #[derive(Debug, Clone, Copy)]
 struct Turn {
     r: usize,
+    g: usize,
     h: usize,
     n: usize,
     s: usize,
@@ -145,17 +156,21 @@ struct Turn {
 }
 
 impl Turn {
-    fn new(x: &Tensor, phase: &Tensor, layout: RotaryLayout) -> Result<Self> {
-        let &[b, l, r, h, n] = x.dims() else {
-            bail!("{TURN}: x has shape {}, expected (b, l, r, h, n)", check::tuple(x.dims()))
+    fn new(x: &Tensor, bias: Option<&Tensor>, phase: &Tensor, layout: RotaryLayout) -> Result<Self> {
+        let &[b, l, r, g, n] = x.dims() else {
+            bail!("{TURN}: x has shape {}, expected (b, l, r, g, n)", check::tuple(x.dims()))
         };
-        check::shape(TURN, "x", x, x.dims(), "(b, l, r, h, n)")?;
-        let s = phase.dims().last().copied().unwrap_or(0);
+        check::shape(TURN, "x", x, x.dims(), "(b, l, r, g, n)")?;
+        let &[.., h, s] = phase.dims() else {
+            bail!("{TURN}: phase has shape {}, expected (b, l, h, s)", check::tuple(phase.dims()))
+        };
         check::shape(TURN, "phase", phase, &[b, l, h, s], "(b, l, h, s)")?;
+        check::divides(TURN, ("x", g), ("heads of phase", h))?;
+        check::optional(TURN, "bias", bias, &[h, r, n], "(h, r, n)")?;
         if 2 * s > n {
             bail!("{TURN}: {s} angles, but {n} features make only {} pairs", n / 2);
         }
-        Ok(Self { r, h, n, s, layout })
+        Ok(Self { r, g, h, n, s, layout })
     }
 
     /// The features of pair j.
@@ -167,10 +182,11 @@ impl Turn {
         }
     }
 
-    fn forward<T: Real>(&self, x: &Tensor, phase: &Tensor) -> Result<candle_core::Storage> {
+    fn forward<T: Real>(&self, x: &Tensor, bias: Option<&Tensor>, phase: &Tensor) -> Result<Storage> {
         let (xs, ps) = (x.storage_and_layout(), phase.storage_and_layout());
-        let (x, phase) = (host::slice::<T>(&xs.0, xs.1)?, host::slice::<T>(&ps.0, ps.1)?);
-        Ok(host::storage(cpu::turn(self, x, phase)))
+        let bias = bias.map(|t| t.storage_and_layout());
+        let bias = bias.as_ref().map(|(s, l)| host::slice::<T>(s, l)).transpose()?;
+        Ok(host::storage(cpu::turn(self, host::slice(&xs.0, xs.1)?, bias, host::slice(&ps.0, ps.1)?)))
     }
 
     fn gradients<T: Real>(
@@ -179,13 +195,15 @@ impl Turn {
         output: &Tensor,
         grad: &Tensor,
     ) -> Result<Vec<Option<Tensor>>> {
-        let [Some(x), Some(phase)] = inputs else { bail!("{TURN}: {} inputs", inputs.len()) };
+        let [Some(x), bias, Some(phase)] = inputs else { bail!("{TURN}: {} inputs", inputs.len()) };
         let (ys, ps, gs) =
             (output.storage_and_layout(), phase.storage_and_layout(), grad.storage_and_layout());
         let (y, phases, g) =
             (host::slice::<T>(&ys.0, ys.1)?, host::slice::<T>(&ps.0, ps.1)?, host::slice::<T>(&gs.0, gs.1)?);
-        let (dx, dphase) = cpu::turn_backward(self, y, phases, g);
-        Ok(vec![Some(host::tensor(dx, x.shape())), Some(host::tensor(dphase, phase.shape()))])
+        let (back, dphase) = cpu::turn_backward(self, y, phases, g);
+        let dbias = bias.as_ref().map(|t| host::tensor(cpu::over_tokens(self, &back), t.shape()));
+        let dx = host::tensor(cpu::over_heads(self, back), x.shape());
+        Ok(vec![Some(dx), dbias, Some(host::tensor(dphase, phase.shape()))])
     }
 }
 

@@ -39,10 +39,21 @@ pub fn phase_scan(
 ///
 /// # Errors
 /// As the fast one.
-pub fn turn_by_phase(x: &Tensor, phase: &Tensor, layout: RotaryLayout) -> Result<Tensor> {
-    let turn = Turn::new(x, phase, layout)?;
+pub fn turn_by_phase(
+    x: &Tensor,
+    bias: Option<&Tensor>,
+    phase: &Tensor,
+    layout: RotaryLayout,
+) -> Result<Tensor> {
+    let turn = Turn::new(x, bias, phase, layout)?;
     let work = state_dtype(x.dtype());
-    let (features, phase) = (x.to_dtype(work)?, phase.to_dtype(work)?.unsqueeze(2)?);
+    let (b, l, r, g, n) = x.dims5()?;
+    let wide = x.to_dtype(work)?.unsqueeze(4)?.broadcast_as((b, l, r, g, turn.h / g, n))?;
+    let mut features = wide.reshape((b, l, r, turn.h, n))?;
+    if let Some(bias) = bias {
+        features = features.broadcast_add(&bias.to_dtype(work)?.transpose(0, 1)?)?;
+    }
+    let phase = phase.to_dtype(work)?.unsqueeze(2)?;
     let mut out: Vec<Tensor> =
         (0..turn.n).map(|i| features.narrow(D::Minus1, i, 1)).collect::<Result<_>>()?;
     for j in 0..turn.s {

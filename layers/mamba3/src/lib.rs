@@ -112,11 +112,10 @@ impl Mamba3 {
         self.config.n_heads(self.d_model)
     }
 
-    /// Skip, norm, gate and output map: what the scan gave, (b, l, R, h, p), becomes (b, l, d).
+    /// Norm, gate and output map: what the scan gave, (b, l, R, h, p), becomes (b, l, d).
     fn finish(&self, y: &Tensor, tokens: &Tokens, dtype: DType) -> Result<Tensor> {
         let (b, l, r, h, p) = y.dims5()?;
-        let skip = tokens.v.broadcast_mul(&self.d.to_dtype(y.dtype())?.unsqueeze(1)?)?;
-        let y = (y + skip)?.flatten_from(3)?; // (b, l, R, h p)
+        let y = y.flatten_from(3)?; // (b, l, R, h p)
         // (h, R, p) -> (R, h p)
         let spread = |t: &Tensor| t.to_dtype(y.dtype())?.transpose(0, 1)?.flatten_from(1);
         let z = tokens.z.unsqueeze(2)?; // (b, l, 1, h p)
@@ -151,7 +150,8 @@ impl Mamba3 {
             }
             None => None,
         };
-        let (y, ssm) = scan::scan(&tokens, before.as_ref(), ctx.cu_seqlens)?;
+        let (y, ssm) =
+            scan::scan(&tokens, &self.d.to_dtype(tokens.v.dtype())?, before.as_ref(), ctx.cu_seqlens)?;
         let out = self.finish(&y, &tokens, u.dtype())?;
         if let Some(state) = &ctx.state {
             let k = scan::last(&tokens.k, state.get("k")?, ctx.cu_seqlens)?;
@@ -173,7 +173,8 @@ impl Mixer for Mamba3 {
         let (tokens, angle) = self.tokens(&u.unsqueeze(1)?, ctx)?;
         let state = ctx.state_mut()?;
         let last = self.spread(state.get("v")?)?;
-        let y = scan::step(&tokens, state.get("ssm")?, state.get("k")?, &last)?;
+        let skip = self.d.to_dtype(last.dtype())?;
+        let y = scan::step(&tokens, &skip, state.get("ssm")?, state.get("k")?, &last)?;
         let out = self.finish(&y, &tokens, u.dtype())?.squeeze(1)?;
         state.set("angle", angle)?;
         state.set("k", tokens.k.squeeze(1)?)?;

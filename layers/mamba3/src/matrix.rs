@@ -29,7 +29,8 @@ pub(crate) fn mixing(layer: &Mamba3, u: &Tensor) -> Result<Mixing> {
         beta: repeated(&tokens.beta)?,
         gamma: repeated(&tokens.gamma)?,
     };
-    let (y, _) = scan::scan(&alone, None, None)?;
+    let none = Tensor::zeros(r * r * h, dtype, device)?;
+    let (y, _) = scan::scan(&alone, &none, None, None)?;
     let heads = |t: &Tensor| t.squeeze(2)?.transpose(1, 2)?.contiguous(); // (b, R R h, l, ·)
     let (y, v) = (heads(&y)?, heads(&alone.v)?);
     let by_head = |t: &Tensor| t.transpose(1, 2)?.contiguous(); // (b, R R h, l)

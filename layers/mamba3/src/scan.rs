@@ -29,9 +29,10 @@ pub(crate) struct Before {
     pub(crate) v: Tensor,
 }
 
-/// y (b, l, R, h, p), without the skip, and the final state (sequences, h, p, n).
+/// y (b, l, R, h, p) and the final state (sequences, h, p, n); `skip` is D, (h).
 pub(crate) fn scan(
     tokens: &Tokens,
+    skip: &Tensor,
     before: Option<&Before>,
     cu_seqlens: Option<&[usize]>,
 ) -> Result<(Tensor, Tensor)> {
@@ -66,12 +67,12 @@ pub(crate) fn scan(
         read = (read + unseen(q, &past(&keys)?, &past(&values)?, &past(&weight)?)?)?;
     }
     let alpha = log_decay.exp()?.unsqueeze(2)?.unsqueeze(4)?; // (b, l, 1, h, 1)
-    Ok((read.broadcast_mul(&alpha)?.add(&own(tokens)?)?, last))
+    Ok((read.broadcast_mul(&alpha)?.add(&own(tokens, skip)?)?, last))
 }
 
 /// One token: `state` (b, h, p, n) is advanced in place; y (b, 1, R, h, p). `k` and `v` are those of the token before,
-/// (b, R, h, n) and (b, R, h, p).
-pub(crate) fn step(tokens: &Tokens, state: &Tensor, k: &Tensor, v: &Tensor) -> Result<Tensor> {
+/// (b, R, h, n) and (b, R, h, p), `skip` is D, (h).
+pub(crate) fn step(tokens: &Tokens, skip: &Tensor, state: &Tensor, k: &Tensor, v: &Tensor) -> Result<Tensor> {
     let r = tokens.v.dim(2)?;
     let now = |t: &Tensor| t.squeeze(1);
     let (beta, gamma, decay) = (now(&tokens.beta)?, now(&tokens.gamma)?, now(&tokens.log_decay)?);
@@ -90,17 +91,18 @@ pub(crate) fn step(tokens: &Tokens, state: &Tensor, k: &Tensor, v: &Tensor) -> R
         let token = ScalarDecayStateUpdate { scale: Some(&gamma), ..token };
         outputs.push(scalar_decay_state_update(state, &token)?);
     }
-    let y = Tensor::stack(&outputs, 1)?.unsqueeze(1)?;
+    let skipped = tokens.v.broadcast_mul(&skip.unsqueeze(1)?)?;
+    let y = Tensor::stack(&outputs, 1)?.unsqueeze(1)?.add(&skipped)?;
     if r == 1 { Ok(y) } else { y.add(&unseen(&tokens.q, &tokens.k, &tokens.v, &tokens.gamma)?) }
 }
 
-/// `γ Σ_{r'} (C_r · B_{r'}) v_{r'}`: what a token gives itself.
-fn own(Tokens { q, k, v, gamma, .. }: &Tokens) -> Result<Tensor> {
+/// `D v_r + γ Σ_{r'} (C_r · B_{r'}) v_{r'}`: what a token gives itself.
+fn own(Tokens { q, k, v, gamma, .. }: &Tokens, skip: &Tensor) -> Result<Tensor> {
     if v.dim(2)? == 1 {
         let dots = ((q * k)?.sum(D::Minus1)? * gamma.unsqueeze(2)?)?; // (b, l, 1, h)
-        return v.broadcast_mul(&dots.unsqueeze(4)?);
+        return v.broadcast_mul(&dots.broadcast_add(skip)?.unsqueeze(4)?);
     }
-    between(q, k, v, gamma, None)
+    v.broadcast_mul(&skip.unsqueeze(1)?)? + between(q, k, v, gamma, None)?
 }
 
 /// `w Σ_{r' > r} (C_r · B_{r'}) v_{r'}`: the inputs that stand behind the query of rank r.

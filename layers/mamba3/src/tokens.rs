@@ -49,14 +49,15 @@ impl Mamba3 {
         let turning = (angle.tanh()? * std::f64::consts::PI)?.unsqueeze(2)?;
         let turning = turning.broadcast_mul(&dt.unsqueeze(3)?)?; // (b, l, h, s)
         let (phase, last) = phase_scan(&turning, ctx.initial("angle")?.as_ref(), ctx.cu_seqlens)?;
-        let key = self.per_head(&key, &self.key_norm, &self.key_bias)?;
-        let query = self.per_head(&query, &self.query_norm, &self.query_bias)?;
         let layout = if config.is_mimo { RotaryLayout::Half } else { RotaryLayout::Interleaved };
-        let both = turn_by_phase(&Tensor::cat(&[key, query], 2)?, &phase, layout)?; // (b, l, 2R, h, n)
+        let turned = |t: &Tensor, norm: &Tensor, bias: &Tensor| {
+            let normed = rms_norm(t, Some(norm), config.norm_eps, n)?;
+            turn_by_phase(&normed, Some(bias), &phase, layout)
+        };
         let tokens = Tokens {
             v: self.spread(&x)?,
-            k: both.narrow(2, 0, r)?,
-            q: both.narrow(2, r, r)?,
+            k: turned(&key, &self.key_norm, &self.key_bias)?,
+            q: turned(&query, &self.query_norm, &self.query_bias)?,
             log_decay: (decay(&a, config.a_floor)? * &dt)?,
             beta: (dt - &gamma)?,
             gamma,
@@ -64,15 +65,6 @@ impl Mamba3 {
             x,
         };
         Ok((tokens, last))
-    }
-
-    /// Norm and biases of keys or queries: (b, l, R, g, n) -> (b, l, R, h, n), groups repeated for their heads.
-    fn per_head(&self, t: &Tensor, norm: &Tensor, bias: &Tensor) -> Result<Tensor> {
-        let (b, l, r, g, n) = t.dims5()?;
-        let h = self.heads();
-        let normed = rms_norm(&t.contiguous()?, Some(norm), self.config.norm_eps, n)?;
-        let wide = normed.unsqueeze(4)?.broadcast_as((b, l, r, g, h / g, n))?.reshape((b, l, r, h, n))?;
-        wide.broadcast_add(&bias.to_dtype(t.dtype())?.transpose(0, 1)?)
     }
 
     /// Values for each rank: (..., h, p) -> (..., R, h, p).
