@@ -3,7 +3,7 @@
 
 use super::Views;
 use super::args::{Dims, Sizes};
-use super::block::{Block, Lanes, Pair, W, read, zero};
+use super::block::{Block, Lanes, Pair, W, add_scaled, alone, lanes, read, zero};
 use crate::host::{self, Disjoint};
 use crate::segments::Segment;
 use crate::simd::{Real, vectorized};
@@ -149,10 +149,9 @@ impl<'a, T: Real> Task<'a, T> {
         let mut du = [T::ZERO; W];
         for k in 0..c {
             let Some(dy) = self.dy.map(|dy| block.load(&dy[(row * c + k) * d..][..d])) else { break };
-            for j in 0..W {
-                du[j] = Real::mul_add(block.skip[k][j], dy[j], du[j]);
-                sums.skip[k][j] = Real::mul_add(dy[j], u[j], sums.skip[k][j]);
-            }
+            let (skip, sum) = (block.skip[k], sums.skip[k]);
+            du = lanes(|j| Real::mul_add(skip[j], dy[j], du[j]));
+            sums.skip[k] = lanes(|j| Real::mul_add(dy[j], u[j], sum[j]));
             let weights = &block.output[k * n..][..n];
             add_scaled(&mut self.adjoint, weights, &dy);
             add_scaled(&mut sums.output[k * n..][..n], after, &dy);
@@ -177,18 +176,6 @@ impl<'a, T: Real> Task<'a, T> {
     }
 }
 
-/// `sums[n] += values[n] · factor`
-#[inline(always)]
-fn add_scaled<T: Real>(sums: &mut [Pair<T>], values: &[Pair<T>], factor: &Lanes<T>) {
-    for (s, v) in sums.iter_mut().zip(values) {
-        for part in 0..2 {
-            for j in 0..W {
-                s[part][j] = Real::mul_add(v[part][j], factor[j], s[part][j]);
-            }
-        }
-    }
-}
-
 /// Gradients of poles and input map, and `λ ← Λᴴ λ`.
 #[inline(always)]
 fn back<T: Real>(
@@ -200,15 +187,17 @@ fn back<T: Real>(
 ) {
     let grads = sums.poles.iter_mut().zip(&mut sums.input);
     for (((lambda, h), a), (da, db)) in adjoint.iter_mut().zip(h).zip(&block.poles).zip(grads) {
-        for j in 0..W {
-            let (re, im) = (lambda[0][j], lambda[1][j]);
-            da[0][j] += Real::mul_add(re, h[0][j], im * h[1][j]);
-            da[1][j] += Real::mul_add(im, h[0][j], -(re * h[1][j]));
-            db[0][j] = Real::mul_add(re, u[j], db[0][j]);
-            db[1][j] = Real::mul_add(im, u[j], db[1][j]);
-            lambda[0][j] = re + Real::mul_add(a[0][j], re, a[1][j] * im);
-            lambda[1][j] = im + Real::mul_add(a[0][j], im, -(a[1][j] * re));
-        }
+        let ([re, im], [hr, hi], [ar, ai]) = (*lambda, *alone(h), *a);
+        let ([dar, dai], [dbr, dbi]) = (*da, *db);
+        *da = [
+            lanes(|j| dar[j] + Real::mul_add(re[j], hr[j], im[j] * hi[j])),
+            lanes(|j| dai[j] + Real::mul_add(im[j], hr[j], -(re[j] * hi[j]))),
+        ];
+        *db = [lanes(|j| Real::mul_add(re[j], u[j], dbr[j])), lanes(|j| Real::mul_add(im[j], u[j], dbi[j]))];
+        *lambda = [
+            lanes(|j| re[j] + Real::mul_add(ar[j], re[j], ai[j] * im[j])),
+            lanes(|j| im[j] + Real::mul_add(ar[j], im[j], -(ai[j] * re[j]))),
+        ];
     }
 }
 

@@ -130,20 +130,19 @@ impl<T: Real> Block<T> {
     /// One token of a diagonal bank: the state after it in `next`, and the first output without the skip.
     #[inline(always)]
     pub(super) fn advance(&self, h: &[Pair<T>], next: &mut [Pair<T>], u: &Lanes<T>) -> Lanes<T> {
-        let mut y = zero();
+        let [mut even, mut odd] = zero();
         let modes = h.iter().zip(next).zip(&self.poles).zip(&self.input).zip(&self.output);
         for ((((h, next), a), b), c) in modes {
-            for j in 0..W {
-                let (re, im) = (h[0][j], h[1][j]);
-                let moved = Real::mul_add(b[0][j], u[j], re) + Real::mul_add(a[0][j], re, -(a[1][j] * im));
-                let turned = Real::mul_add(b[1][j], u[j], im) + Real::mul_add(a[0][j], im, a[1][j] * re);
-                next[0][j] = moved;
-                next[1][j] = turned;
-                y[0][j] = Real::mul_add(c[0][j], moved, y[0][j]);
-                y[1][j] = Real::mul_add(c[1][j], turned, y[1][j]);
-            }
+            let ([re, im], [ar, ai], [br, bi], [cr, ci]) = (*h, *a, *b, *c);
+            let moved =
+                lanes(|j| Real::mul_add(br[j], u[j], re[j]) + Real::mul_add(ar[j], re[j], -(ai[j] * im[j])));
+            let turned =
+                lanes(|j| Real::mul_add(bi[j], u[j], im[j]) + Real::mul_add(ar[j], im[j], ai[j] * re[j]));
+            even = lanes(|j| Real::mul_add(cr[j], moved[j], even[j]));
+            odd = lanes(|j| Real::mul_add(ci[j], turned[j], odd[j]));
+            *next = [moved, turned];
         }
-        std::array::from_fn(|j| y[0][j] + y[1][j])
+        lanes(|j| even[j] + odd[j])
     }
 
     /// The correction's part of one token: `next -= P g` with `g = 2 Re Qᵀ h`, left in `g`.
@@ -152,13 +151,8 @@ impl<T: Real> Block<T> {
         let n = self.sizes.n;
         for (k, g) in g.iter_mut().enumerate() {
             *g = read(&self.right[k * n..][..n], h);
-            for (next, p) in next.iter_mut().zip(&self.left[k * n..][..n]) {
-                for part in 0..2 {
-                    for j in 0..W {
-                        next[part][j] = Real::mul_add(-p[part][j], g[j], next[part][j]);
-                    }
-                }
-            }
+            let minus = g.map(|g| -g);
+            add_scaled(next, &self.left[k * n..][..n], &minus);
         }
     }
 
@@ -177,21 +171,50 @@ impl<T: Real> Block<T> {
         self.correct(h, next, g);
         for (k, skip) in self.skip.iter().enumerate() {
             let y = if k == 0 && g.is_empty() { first } else { read(&self.output[k * n..][..n], next) };
-            out(k, std::array::from_fn(|j| Real::mul_add(skip[j], u[j], y[j])));
+            out(k, lanes(|j| Real::mul_add(skip[j], u[j], y[j])));
         }
     }
+}
+
+/// A number for each lane. Made from copies, as here, loops over lanes need not fear that their stores change what they
+/// read next, and become vector instructions.
+#[inline(always)]
+pub(super) fn lanes<T: Real>(f: impl Fn(usize) -> T) -> Lanes<T> {
+    let mut out = [T::ZERO; W];
+    for (j, out) in out.iter_mut().enumerate() {
+        *out = f(j);
+    }
+    out
 }
 
 /// `Σ_n weights[n] · h[n]` over both parts.
 #[inline(always)]
 pub(super) fn read<T: Real>(weights: &[Pair<T>], h: &[Pair<T>]) -> Lanes<T> {
-    let mut sums = zero();
+    let [mut even, mut odd] = zero();
     for (w, h) in weights.iter().zip(h) {
-        for part in 0..2 {
-            for j in 0..W {
-                sums[part][j] = Real::mul_add(w[part][j], h[part][j], sums[part][j]);
-            }
-        }
+        let ([wr, wi], [re, im]) = (*w, *h);
+        even = lanes(|j| Real::mul_add(wr[j], re[j], even[j]));
+        odd = lanes(|j| Real::mul_add(wi[j], im[j], odd[j]));
     }
-    std::array::from_fn(|j| sums[0][j] + sums[1][j])
+    lanes(|j| even[j] + odd[j])
+}
+
+/// `sums[n] += values[n] · factor`
+#[inline(always)]
+pub(super) fn add_scaled<T: Real>(sums: &mut [Pair<T>], values: &[Pair<T>], factor: &Lanes<T>) {
+    let factor = *factor;
+    for (s, v) in sums.iter_mut().zip(values) {
+        let ([sr, si], [vr, vi]) = (*s, *alone(v));
+        *s = [
+            lanes(|j| Real::mul_add(vr[j], factor[j], sr[j])),
+            lanes(|j| Real::mul_add(vi[j], factor[j], si[j])),
+        ];
+    }
+}
+
+/// The same mode, of which the compiler knows nothing: else it gathers several modes of a loop without a running sum into
+/// one vector, lane by lane, although the lanes of one mode fill a vector already. Thirty times slower.
+#[inline(always)]
+pub(super) fn alone<T>(mode: &T) -> &T {
+    std::hint::black_box(mode)
 }
