@@ -198,6 +198,38 @@ fn any_decay_keeps_its_accuracy() -> Result<()> {
     Ok(())
 }
 
+/// What comes later changes no bit of what came before, wherever in a chunk, and however steep it decays.
+#[test]
+fn the_future_does_not_reach_the_past() -> Result<()> {
+    for (k, decay) in [Decay::Mild, Decay::Wild, Decay::Exact].into_iter().enumerate() {
+        for bonus in [false, true] {
+            let size = Size { b: 1, l: 41, h: 2, n: 24, p: 16, bonus, state: true, decay };
+            let problem = Problem::new(60 + k as u64, size, None)?;
+            let run = |from: usize| -> Result<Tensor> {
+                let other = Problem::new(90, Size { decay: Decay::Wild, ..size }, None)?;
+                let changed = |name: &str, t: &Tensor| {
+                    let late = other.inputs.iter().find(|o| o.0 == name).unwrap();
+                    if t.rank() == 4 && t.dim(1)? == 41 {
+                        Tensor::cat(&[t.narrow(1, 0, from)?, late.1.narrow(1, from, 41 - from)?], 1)
+                    } else {
+                        Ok(t.clone())
+                    }
+                };
+                let inputs = problem.inputs.iter().map(|(name, t)| Ok((*name, changed(name, t)?)));
+                let inputs = inputs.collect::<Result<_>>()?;
+                let (cot_y, cot_state) = (problem.cot_y.clone(), problem.cot_state.clone());
+                Ok(Problem { inputs, cu: None, cot_y, cot_state }.solve(decay_scan, DType::F32)?.0)
+            };
+            let whole = run(41)?;
+            for from in [1, 7, 15, 16, 17, 31, 40] {
+                let (got, want) = (run(from)?.narrow(1, 0, from)?, whole.narrow(1, 0, from)?);
+                assert_close(&format!("{decay:?} before {from}"), &got, &want, 0.0);
+            }
+        }
+    }
+    Ok(())
+}
+
 #[test]
 fn half_precision_stays_within_its_rounding() -> Result<()> {
     for bonus in [false, true] {

@@ -19,9 +19,10 @@ fn cases() -> Vec<Case> {
     cases.extend(conformance_cases::block_state::cases());
     cases.extend(conformance_cases::deltanet::cases());
     cases.extend(conformance_cases::gau::cases());
+    cases.extend(conformance_cases::gla::cases());
     cases.extend(conformance_cases::griffin::cases());
-    cases.extend(conformance_cases::hyena::cases());
     cases.extend(conformance_cases::h3::cases());
+    cases.extend(conformance_cases::hyena::cases());
     cases.extend(conformance_cases::hyena::cases());
     cases.extend(conformance_cases::kan::cases());
     cases.extend(conformance_cases::mamba3::cases());

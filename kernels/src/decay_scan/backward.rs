@@ -129,7 +129,7 @@ impl<'a, T: Real> Reverse<'a, T> {
             let (known, next) = starts[i * len..].split_at_mut(len);
             let next = &mut next[..len];
             next.copy_from_slice(known);
-            self.chunk.find(&task, at, false);
+            self.chunk.find_decays(&task, at);
             self.chunk.advance(&task, at, next, i == 0 && task.v.state.is_none());
         }
         starts
@@ -157,7 +157,7 @@ impl<'a, T: Real> Reverse<'a, T> {
     fn one_chunk(&mut self, (t, c): (usize, usize), start: Option<&[T]>, gy: Rows<T>) {
         let task = self.task;
         let (n, p) = (task.dims.n, task.dims.p);
-        self.chunk.find(&task, (t, c), true);
+        self.chunk.find(&task, (t, c));
         for (i, row) in self.gy.chunks_exact_mut(p).take(c).enumerate() {
             row.copy_from_slice(&gy.row(t + i)[task.head * p..][..p]);
         }

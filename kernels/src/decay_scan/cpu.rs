@@ -9,9 +9,8 @@
 //! With a bonus a reader i sees `E[i-1, ·]`, and itself through the bonus.
 //!
 //! Decays are running products of factors at most 1: nothing can overflow, factors of exactly 0 are nothing special, and
-//! no rounding grows with the size of a logarithm. Up to where a chunk's decays come near underflow `A` is one product, of
-//! keys divided by the decay from the chunk's start; from there on it is found pair by pair. What a token gets depends on
-//! no later one, to the last bit.
+//! no rounding grows with the size of a logarithm. Only where the decay since the chunk's start is far from underflow is
+//! `A` one product, with keys divided by it; elsewhere it is found pair by pair.
 
 use super::args::Dims;
 use super::views::Views;
@@ -65,7 +64,7 @@ impl<'a, T: Real> Task<'a, T> {
         }
     }
 
-    /// The task's chunks: first token and length.
+    /// The task's short chunks: first token and length.
     pub(super) fn chunks(
         &self,
     ) -> impl DoubleEndedIterator<Item = (usize, usize)> + ExactSizeIterator + use<T> {
@@ -108,7 +107,7 @@ impl<'a, T: Real> Task<'a, T> {
         let mut empty = self.v.state.is_none();
         for (t, c) in self.chunks() {
             self.prefetch(t + c, out);
-            chunk.find(&self, (t, c), true);
+            chunk.find(&self, (t, c));
             let (v, stride) = self.values(t);
             if !empty {
                 host::gemm((c, n, p), &chunk.queries, (n, 1), state, (p, 1), &mut y, (p, 1), false);
@@ -147,15 +146,15 @@ pub(super) struct Chunk<T> {
     pub(super) to_end: Vec<T>,
     /// Decay over the chunk, (n).
     pub(super) total: Vec<T>,
-    /// Decay from the chunk's start through the token at hand, (n).
-    through: Vec<T>,
     /// Queries as they read the state before the chunk, keys as they enter the state after it.
     pub(super) queries: Vec<T>,
     keys: Vec<T>,
+    /// Keys over the decay from the chunk's start.
+    divided: Vec<T>,
     /// A, (CHUNK, CHUNK), zero above the diagonal.
     pub(super) scores: Vec<T>,
-    /// Keys over the decay from the chunk's start through them; or the decayed query at hand, in the first row.
-    scaled: Vec<T>,
+    /// (n)
+    row: Vec<T>,
 }
 
 impl<T: Real> Chunk<T> {
@@ -167,33 +166,53 @@ impl<T: Real> Chunk<T> {
             from_start: zeros(CHUNK * n),
             to_end: zeros(CHUNK * n),
             total: zeros(n),
-            through: zeros(n),
             queries: zeros(CHUNK * n),
             keys: zeros(CHUNK * n),
+            divided: zeros(CHUNK * n),
             scores: zeros(CHUNK * CHUNK),
-            scaled: zeros(CHUNK * n),
+            row: zeros(n),
         }
     }
 
-    /// Decays, queries and keys of the `c` tokens from `t` on, and if asked for their scores.
-    pub(super) fn find(&mut self, task: &Task<T>, (t, c): (usize, usize), scores: bool) {
-        vectorized(
-            #[inline(always)]
-            || self.decays(task, (t, c)),
-        );
-        if !scores {
-            return;
+    /// Decays, queries, keys and scores of the `c` tokens from `t` on.
+    pub(super) fn find(&mut self, task: &Task<T>, (t, c): (usize, usize)) {
+        self.find_decays(task, (t, c));
+        let readers = self.divisible(c);
+        if readers > 0 {
+            let (n, a, b) = (self.n, &self.queries, &self.divided);
+            host::gemm((c, n, c), a, (n, 1), b, (1, n), &mut self.scores, (CHUNK, 1), false);
         }
-        let m = self.divide(task, (t, c));
-        let (n, a, b) = (self.n, &self.queries, &self.scaled);
-        host::gemm((m, n, m), a, (n, 1), b, (1, n), &mut self.scores, (CHUNK, 1), false);
         vectorized(
             #[inline(always)]
             || {
-                self.pairs(task, t, m..c);
+                self.pairs(task, t, readers..c);
                 self.mask(task, (t, c));
             },
         );
+    }
+
+    /// Decays, queries and keys.
+    pub(super) fn find_decays(&mut self, task: &Task<T>, at: (usize, usize)) {
+        vectorized(
+            #[inline(always)]
+            || self.decays(task, at),
+        );
+    }
+
+    /// The first tokens of the chunk whose decay from its start may be divided by. What is found for a reader then
+    /// depends on nothing after it, to the last bit.
+    fn divisible(&self, c: usize) -> usize {
+        let enough = |decays: &[T]| decays.iter().all(|&w| w >= T::real(DIVISIBLE));
+        if enough(&self.total) {
+            return c;
+        }
+        let mut decays = vec![T::ONE; self.n];
+        let mut steps = self.factors.chunks_exact(self.n).take(c);
+        let last = steps.position(|factors| {
+            decays.iter_mut().zip(factors).for_each(|(w, &factor)| *w *= factor);
+            !enough(&decays)
+        });
+        last.unwrap_or(c)
     }
 
     #[inline(always)]
@@ -204,8 +223,8 @@ impl<T: Real> Chunk<T> {
         total.fill(T::ONE);
         for i in 0..c {
             let log_decay = &task.v.log_decay.row(t + i)[task.head * n..][..n];
-            let (q, _) = task.query_key(t + i);
-            let factors = &mut self.factors[i * n..][..n];
+            let (q, k) = task.query_key(t + i);
+            let (factors, divided) = (&mut self.factors[i * n..][..n], &mut self.divided[i * n..][..n]);
             let (from_start, queries) = (&mut self.from_start[i * n..][..n], &mut self.queries[i * n..][..n]);
             for x in 0..n {
                 let (before, factor) = (total[x], Real::exp(log_decay[x]));
@@ -213,59 +232,31 @@ impl<T: Real> Chunk<T> {
                 total[x] = before * factor;
                 from_start[x] = if delayed { before } else { total[x] };
                 queries[x] = q[x] * from_start[x];
+                divided[x] = k[x] / total[x];
             }
         }
-        // In the scaled queries' first row, free as yet, the decay from the token at hand to the end.
-        let decay = &mut self.scaled[..n];
-        decay.fill(T::ONE);
+        let to_here = &mut self.row[..n];
+        to_here.fill(T::ONE);
         for j in (0..c).rev() {
             let (_, k) = task.query_key(t + j);
             let factors = &self.factors[j * n..][..n];
             let (to_end, keys) = (&mut self.to_end[j * n..][..n], &mut self.keys[j * n..][..n]);
             for x in 0..n {
-                to_end[x] = decay[x];
-                keys[x] = k[x] * decay[x];
-                decay[x] *= factors[x];
+                to_end[x] = to_here[x];
+                keys[x] = k[x] * to_here[x];
+                to_here[x] *= factors[x];
             }
         }
     }
 
-    /// Keys over the decay from the chunk's start through them, as many as may be divided so: with the queries' decays
-    /// from the start that leaves what lies between.
-    fn divide(&mut self, task: &Task<T>, (t, c): (usize, usize)) -> usize {
-        let n = self.n;
-        let through = &mut self.through[..n];
-        through.fill(T::ONE);
-        vectorized(
-            #[inline(always)]
-            || {
-                for i in 0..c {
-                    let (_, k) = task.query_key(t + i);
-                    let factors = &self.factors[i * n..][..n];
-                    let scaled = &mut self.scaled[i * n..][..n];
-                    let mut least = T::ONE;
-                    for x in 0..n {
-                        through[x] *= factors[x];
-                        least = Real::min(least, through[x]);
-                        scaled[x] = k[x] / through[x];
-                    }
-                    if least < T::real(DIVISIBLE) {
-                        return i;
-                    }
-                }
-                c
-            },
-        )
-    }
-
-    /// Rows of scores below the diagonal, and on it without a bonus, one by one.
+    /// These readers' scores below the diagonal, and on it without a bonus, one by one.
     #[inline(always)]
-    fn pairs(&mut self, task: &Task<T>, t: usize, rows: std::ops::Range<usize>) {
+    fn pairs(&mut self, task: &Task<T>, t: usize, readers: std::ops::Range<usize>) {
         let n = self.n;
         let delayed = task.bonus().is_some();
-        for i in rows {
+        for i in readers {
             let (q, k) = task.query_key(t + i);
-            let decayed = &mut self.scaled[..n];
+            let decayed = &mut self.row[..n];
             decayed.copy_from_slice(q);
             self.scores[i * CHUNK + i] = dot(decayed, k);
             for j in (0..i).rev() {
@@ -287,7 +278,7 @@ impl<T: Real> Chunk<T> {
             self.scores[i * CHUNK..][..c][i + 1..].fill(T::ZERO);
             if let Some(u) = task.bonus() {
                 let (q, k) = task.query_key(t + i);
-                let with_bonus = &mut self.scaled[..self.n];
+                let with_bonus = &mut self.row[..self.n];
                 with_bonus.iter_mut().zip(q).zip(u).for_each(|((b, &q), &u)| *b = q * u);
                 self.scores[i * CHUNK + i] = dot(with_bonus, k);
             }

@@ -3,7 +3,23 @@
 use candle_core::{D, Result, Tensor};
 use semisep_kernels::{gated_activation, gated_rms_norm, rms_norm};
 
-use crate::{Activation, Init, VarBuilder};
+use crate::{Activation, Init, Issue, MAX_WIDTH, VarBuilder, divides};
+
+/// Features a head where all heads together are `expand` times the model's width wide.
+pub fn head_width(d_model: usize, expand: f64, heads: usize) -> usize {
+    (d_model as f64 * expand).round() as usize / heads.max(1)
+}
+
+/// An issue unless `expand` (of this key) times the width is a whole number that `num_heads` divide.
+pub fn check_expand(key: &'static str, expand: f64, d_model: usize, num_heads: usize) -> Option<Issue> {
+    let width = d_model as f64 * expand;
+    let whole = width.round();
+    if !(whole >= 1.0 && whole <= MAX_WIDTH as f64 && (width - whole).abs() <= 1e-6 * whole) {
+        let message = format!("expected a whole number of features, found {expand} x {d_model}");
+        return Some(Issue::new(key, message).help("0.5, 1.0 and 2.0 are usual"));
+    }
+    divides("num_heads", num_heads, &format!("{key} x d_model"), whole as usize)
+}
 
 /// Heads (..., kv, p) as (..., h, p), each serving a block of h / kv.
 ///

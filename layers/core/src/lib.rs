@@ -31,7 +31,7 @@ pub use candle_core::Result;
 pub use config::{Issue, MAX_WIDTH, MixerConfig, divides, in_range};
 pub use cost::Cost;
 pub use discretize::Discretization;
-pub use heads::{HeadNorm, repeat_heads};
+pub use heads::{HeadNorm, check_expand, head_width, repeat_heads};
 pub use init::{Init, Rng};
 pub use linear::{Activation, Linear};
 pub use mixer::{Context, Mixer, Mixing, Shared};

@@ -2,7 +2,9 @@
 
 use candle_core::Result;
 use schemars::JsonSchema;
-use semisep_core::{Activation, Issue, MAX_WIDTH, Mixer, MixerConfig, VarBuilder, divides, in_range};
+use semisep_core::{
+    Activation, Issue, Mixer, MixerConfig, VarBuilder, check_expand, divides, head_width, in_range,
+};
 use serde::{Deserialize, Serialize};
 
 use crate::{KIND, RetNet};
@@ -85,20 +87,8 @@ impl RetNetConfig {
 
     /// Features a head of a query (n) and of a value (p), at this model width.
     pub fn head_dims(&self, d_model: usize) -> (usize, usize) {
-        let width = |expand: f64| (d_model as f64 * expand).round() as usize;
-        let h = self.num_heads.max(1);
-        (width(self.expand_k) / h, width(self.expand_v) / h)
-    }
-
-    /// An issue unless `expand` times the width is a whole number that the heads divide.
-    fn check_width(&self, key: &'static str, expand: f64, d_model: usize) -> Option<Issue> {
-        let width = d_model as f64 * expand;
-        let whole = width.round();
-        if !(whole >= 1.0 && whole <= MAX_WIDTH as f64 && (width - whole).abs() <= 1e-6 * whole) {
-            let message = format!("expected a whole number of features, found {expand} x {d_model}");
-            return Some(Issue::new(key, message).help("1.0 for queries and 2.0 for values are usual"));
-        }
-        divides("num_heads", self.num_heads, &format!("{key} x d_model"), whole as usize)
+        let h = self.num_heads;
+        (head_width(d_model, self.expand_k, h), head_width(d_model, self.expand_v, h))
     }
 }
 
@@ -118,8 +108,9 @@ impl MixerConfig for RetNetConfig {
             return issues;
         }
         issues.extend(divides("num_kv_heads", self.kv_heads(), "the number of heads", self.num_heads));
-        issues.extend(self.check_width("expand_k", self.expand_k, d_model));
-        issues.extend(self.check_width("expand_v", self.expand_v, d_model));
+        for (key, expand) in [("expand_k", self.expand_k), ("expand_v", self.expand_v)] {
+            issues.extend(check_expand(key, expand, d_model, self.num_heads));
+        }
         let (n, _) = self.head_dims(d_model);
         if issues.is_empty() && self.rotation != Rotation::None && !n.is_multiple_of(2) {
             let message = format!("expected an even number of query features a head to turn, found {n}");

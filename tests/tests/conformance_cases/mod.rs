@@ -4,6 +4,7 @@ pub(crate) mod attention;
 pub(crate) mod block_state;
 pub(crate) mod deltanet;
 pub(crate) mod gau;
+pub(crate) mod gla;
 pub(crate) mod griffin;
 pub(crate) mod h3;
 pub(crate) mod hyena;

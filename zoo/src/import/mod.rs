@@ -6,6 +6,7 @@ mod blueprint;
 mod deltanet_fla;
 mod fields;
 mod fla;
+mod gla_fla;
 mod json;
 mod mamba_hf;
 mod names;
@@ -76,6 +77,7 @@ pub struct Bare {
 pub static IMPORTERS: &[Importer] = &[
     deltanet_fla::DELTANET,
     deltanet_fla::GATED,
+    gla_fla::GLA,
     mamba_hf::MAMBA,
     mamba_hf::MAMBA2,
     retnet_fla::RETNET,
