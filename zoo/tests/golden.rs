@@ -95,6 +95,45 @@ fn pytorch_files_of_pytorch() {
     }
 }
 
+/// HyenaDNA as it was published: Lightning's pickle of the training module, one level deep, the tied head beside.
+#[test]
+fn lightning_checkpoints() {
+    let dir = copy("hyenadna");
+    std::fs::remove_file(dir.path().join("model.safetensors")).unwrap();
+    for dtype in [DType::F64, DType::F32, DType::BF16] {
+        passes(dir.path(), dtype);
+    }
+}
+
+/// Trained with activation checkpointing, HyenaDNA's mixers and MLPs have a further `layer` in their names.
+#[test]
+fn checkpointed_layers() {
+    let dir = copy("hyenadna");
+    common::edit_tensors(dir.path(), |tensors| {
+        let old = std::mem::take(tensors);
+        let renamed = |n: String| n.replace(".mixer.", ".mixer.layer.").replace(".mlp.", ".mlp.layer.");
+        tensors.extend(old.into_iter().map(|(name, tensor)| (renamed(name), tensor)));
+    });
+    passes(dir.path(), DType::F64);
+}
+
+/// Published StripedHyena configurations speak of one layer more than there are: a note, not an error.
+#[test]
+fn a_layer_past_the_last_is_passed_over() {
+    let dir = copy("stripedhyena");
+    let path = dir.path().join("config.json");
+    let text = std::fs::read_to_string(&path).unwrap();
+    let mut config: serde_json::Value = serde_json::from_str(&text).unwrap();
+    config["hyena_layer_idxs"].as_array_mut().unwrap().push(serde_json::json!(3));
+    std::fs::write(&path, config.to_string()).unwrap();
+    passes(dir.path(), DType::F64);
+    config["hyena_layer_idxs"] = serde_json::json!([0]);
+    std::fs::write(&path, config.to_string()).unwrap();
+    let refused = verify(dir.path(), &[]);
+    assert_eq!(refused.status.code(), Some(2));
+    assert!(common::stderr(&refused).contains("layer 2 of 3 is neither"), "{}", common::stderr(&refused));
+}
+
 #[test]
 fn shards() {
     for name in GOLDEN {

@@ -8,11 +8,11 @@
 //! [`Hyena::distill`] turns the first into the second's form, with the error that this makes.
 
 mod cache;
-// mod distill;
+mod distill;
 mod hyena;
 mod modal;
 mod striped;
 
-// pub use distill::{DistilledHyena, Distillation};
+pub use distill::{Distillation, DistilledHyena};
 pub use hyena::{Hyena, HyenaConfig};
 pub use striped::{StripedHyena, StripedHyenaConfig};

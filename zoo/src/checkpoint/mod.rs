@@ -58,7 +58,8 @@ pub struct Read {
 
 impl Checkpoint {
     /// The weights of a folder: `model.safetensors`, else its shards by `model.safetensors.index.json`, else
-    /// `pytorch_model.bin`, else its shards by `pytorch_model.bin.index.json`, else the only `.pth` file.
+    /// `pytorch_model.bin`, else its shards by `pytorch_model.bin.index.json`, else Lightning's `weights.ckpt`, else the
+    /// only `.pth` file.
     ///
     /// # Errors
     /// If there are none, or several `.pth` files, or a file is damaged, holds code, or lies outside of the folder.
@@ -67,7 +68,7 @@ impl Checkpoint {
             return Err(Error::at(folder, "expected a folder with a checkpoint, found none")
                 .hint("name the folder that holds config.json and the weights"));
         }
-        for stem in ["model.safetensors", "pytorch_model.bin"] {
+        for stem in ["model.safetensors", "pytorch_model.bin", "weights.ckpt"] {
             let (whole, index) = (folder.join(stem), folder.join(format!("{stem}.index.json")));
             // symlink_metadata: a dangling link is an error to report, not an absent file.
             if whole.symlink_metadata().is_ok() {

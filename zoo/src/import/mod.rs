@@ -7,6 +7,7 @@ mod deltanet_fla;
 mod fields;
 mod fla;
 mod gla_fla;
+mod hyenadna;
 mod json;
 mod mamba_hf;
 mod names;
@@ -14,6 +15,7 @@ mod retnet_fla;
 mod retnet_torchscale;
 mod rwkv;
 mod state_spaces;
+mod stripedhyena;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -78,6 +80,8 @@ pub static IMPORTERS: &[Importer] = &[
     deltanet_fla::DELTANET,
     deltanet_fla::GATED,
     gla_fla::GLA,
+    hyenadna::HF,
+    hyenadna::ORIGINAL,
     mamba_hf::MAMBA,
     mamba_hf::MAMBA2,
     retnet_fla::RETNET,
@@ -87,6 +91,7 @@ pub static IMPORTERS: &[Importer] = &[
     rwkv::RWKV6_HF,
     rwkv::RWKV6_FLA,
     rwkv::RWKV7_FLA,
+    stripedhyena::STRIPED_HYENA,
     state_spaces::STATE_SPACES,
 ];
 

@@ -17,6 +17,8 @@ pub const GOLDEN: &[&str] = &[
     "delta_net-fla",
     "gated_deltanet-fla",
     "gla-fla",
+    "hyenadna",
+    "hyenadna-hf",
     "mamba-hf",
     "mamba-orig",
     "mamba2-hf",
@@ -35,6 +37,7 @@ pub const GOLDEN: &[&str] = &[
     "rwkv6-pth",
     "rwkv7-fla",
     "rwkv7-pth",
+    "stripedhyena",
 ];
 
 pub fn golden(name: &str) -> PathBuf {
