@@ -79,8 +79,8 @@ fn filter<T: FftReal>(
 ) {
     let taps = sized(taps, span.lags());
     v.k.pack(taps, dims.ahead - span.fore, dims.lk, channels);
-    for lane in 0..channels.count {
-        taps[span.fore][lane] += v.bias(channels.first + lane);
+    for (lane, tap) in taps[span.fore].iter_mut().enumerate().take(channels.count) {
+        *tap += v.bias(channels.first + lane);
     }
 }
 

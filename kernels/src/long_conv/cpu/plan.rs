@@ -78,7 +78,7 @@ impl<T: FftReal> Plan<T> {
 pub(crate) fn fast_length(least: usize) -> usize {
     let power = least.max(16).next_power_of_two();
     let eighth = power / 16; // of the power below
-    [9, 10, 12].into_iter().map(|m| m * eighth).find(|&n| n >= least && n % 2 == 0).unwrap_or(power)
+    [9, 10, 12].into_iter().map(|m| m * eighth).find(|&n| n >= least && n.is_multiple_of(2)).unwrap_or(power)
 }
 
 /// `a ← a ⊙ b`
@@ -126,7 +126,7 @@ mod tests {
     fn fast_lengths_are_near_and_even() {
         for least in 1..5000 {
             let n = fast_length(least);
-            assert!(n >= least && n % 2 == 0 && 3 * n <= (4 * least).max(48) + 4, "{least}: {n}");
+            assert!(n >= least && n.is_multiple_of(2) && 3 * n <= (4 * least).max(48) + 4, "{least}: {n}");
         }
         assert_eq!([4096, 4097, 4609, 5121, 6145].map(fast_length), [4096, 4608, 5120, 6144, 8192]);
     }

@@ -152,7 +152,7 @@ impl MixerConfig for HyenaConfig {
             issues.push(Issue::new("num_inner_mlps", found).help("HyenaDNA has 2"));
         }
         issues.extend(self.numbers());
-        if self.emb_dim % 2 == 0 {
+        if self.emb_dim.is_multiple_of(2) {
             let found = format!(
                 "expected an odd number (time, and pairs of cosine and sine), found {}",
                 self.emb_dim

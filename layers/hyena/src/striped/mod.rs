@@ -61,8 +61,7 @@ impl StripedHyena {
             .then(|| filter.get_f32(3 * d_model, "short_filter_bias", Init::linear(k)))
             .transpose()?;
         let skip = filter.get_f32(d_model, "D", Init::ONES)?;
-        let poles =
-            filter.get_f32((systems, n, 1, 2), "poles", Init::custom(|shape, rng| poles(shape, rng)))?;
+        let poles = filter.get_f32((systems, n, 1, 2), "poles", Init::custom(poles))?;
         let residues = Init::Normal { std: 0.1 / (n as f64).sqrt() };
         let residues = filter.get_f32((systems, n, 1, 2), "residues", residues)?;
         Ok(Self {
