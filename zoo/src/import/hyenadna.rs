@@ -68,6 +68,8 @@ fn import(folder: &Folder<'_>, family: &'static str, mixer: HyenaConfig, tie: bo
         embedding_multiplier: 1.0,
         logits_multiplier: 1.0,
         logits_soft_cap: None,
+        embedding_norm: false,
+        rescale_every: 0,
     };
     folder.check_embedding(&embedding, model.padded_vocab(), ("d_model", d_model));
     let names = names(mixer.modulate);

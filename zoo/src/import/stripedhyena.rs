@@ -57,6 +57,8 @@ fn import(folder: &Folder<'_>) -> Result<Import> {
         embedding_multiplier: 1.0,
         logits_multiplier: 1.0,
         logits_soft_cap: None,
+        embedding_norm: false,
+        rescale_every: 0,
     };
     folder.check_embedding(EMBEDDING, model.vocab_size, ("hidden_size", d_model));
     let layers = (0..n_layer).map(|i| {
