@@ -16,7 +16,7 @@ fn scan(delta: &Tensor, initial: Option<&Tensor>, cu: Option<&[usize]>, op: Scan
     let (sums, last) = op(&delta, initial.as_deref(), cu)?;
     let both = |t: &Tensor, seed| -> Result<Tensor> {
         let t = t.to_dtype(DType::F64)?;
-        Ok((t.cos()? + (t.sin()? * random(seed, t.dims(), DType::F64))?)?)
+        t.cos()? + (t.sin()? * random(seed, t.dims(), DType::F64))?
     };
     let (sums, last) = (both(&sums, 1)?, both(&last, 2)?);
     let weighted = |t: &Tensor, seed| (t * random(seed, t.dims(), DType::F64))?.sum_all();
