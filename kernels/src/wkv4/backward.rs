@@ -68,10 +68,14 @@ fn fill<T: Real>(v: &Views<T>, dims: &Dims, gy: Rows<T>, gstate: Option<&[T]>) -
         vectorized(
             #[inline(always)]
             || {
-                blocks(&tasks[i], |first, len| {
-                    let block = Block::new(v, first, len);
-                    Reverse::new(dims, &block, &tasks[i], gstate).run(gy, &sinks);
-                });
+                blocks(
+                    &tasks[i],
+                    #[inline(always)]
+                    |first, len| {
+                        let block = Block::new(v, first, len);
+                        Reverse::new(dims, &block, &tasks[i], gstate).run(gy, &sinks);
+                    },
+                );
             },
         );
     });

@@ -115,7 +115,13 @@ pub(super) fn forward<T: Real>(v: &Views<T>, dims: &Dims) -> (Vec<T>, Vec<T>) {
     host::parallel(tasks.len(), |i| {
         vectorized(
             #[inline(always)]
-            || blocks(&tasks[i], |first, len| average(v, dims, first, len, &tasks[i], &outputs)),
+            || {
+                blocks(
+                    &tasks[i],
+                    #[inline(always)]
+                    |first, len| average(v, dims, first, len, &tasks[i], &outputs),
+                );
+            },
         );
     });
     (y, states)
