@@ -1,5 +1,6 @@
 //! Options of attention, block-state and gated attention layers in a blueprint: what goes together, and where what does
 //! not is pointed at.
+#![allow(clippy::unwrap_used, reason = "tests")]
 
 use semisep_models::{Blueprint, Registry, blueprints};
 

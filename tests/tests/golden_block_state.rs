@@ -1,5 +1,6 @@
 //! The Block-State Transformer against recorded values: over this project's S4D and S5, and over the records'
 //! state-space layers as plain loops over tokens.
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "tests")]
 
 mod reference_ssm;
 

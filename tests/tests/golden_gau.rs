@@ -1,4 +1,5 @@
 //! The gated attention unit against recorded values.
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "tests")]
 
 use candle_core::{DType, Device, IndexOp, Result, Tensor};
 use semisep_core::{Context, Mixer, Norm, NormConfig, NormKind, RotaryConfig, VarBuilder};
