@@ -223,6 +223,7 @@ impl<'a, T: Real> Reverse<'a, T> {
     }
 
     /// The gradient of the state before chunk `i`, of the first token's a, and of the logarithms of the decays.
+    #[expect(clippy::needless_range_loop, reason = "a channel's row in four matrices")]
     fn states(&mut self, i: usize) {
         let Dims { n, p, .. } = *self.chunk.task.dims;
         let (chunk, (t, q)) = (&self.chunk, self.chunk.at);
