@@ -62,7 +62,43 @@ const SHIPPED: &[(&str, &str)] = &[
     ("transformerpp-2.7b", include_str!("../../blueprints/transformerpp-2.7b.toml")),
 ];
 
-/// The four small models of equal size that are compared with each other by default.
+/// The small models over bytes, of equal size within two in a hundred, one for each architecture.
+pub const SMALL: [&str; 32] = [
+    "bst-mf",
+    "bst-mh",
+    "bst-sh",
+    "deltanet",
+    "gated-deltanet",
+    "gau",
+    "gla",
+    "griffin",
+    "gru",
+    "h3",
+    "hyena",
+    "kan-transformer",
+    "lfm2",
+    "linear-attention",
+    "lstm",
+    "mamba1",
+    "mamba2",
+    "mamba2-hybrid",
+    "mamba3",
+    "min-rnn",
+    "retnet",
+    "rwkv4",
+    "rwkv5",
+    "rwkv6",
+    "rwkv7",
+    "s4",
+    "s4d",
+    "s5",
+    "s6",
+    "stripedhyena",
+    "transformer",
+    "moe",
+];
+
+/// The four of [`SMALL`] that are compared with each other by default.
 pub const SUITE: [&str; 4] = ["mamba1", "mamba2", "mamba2-hybrid", "transformer"];
 
 /// The names of all shipped blueprints, sorted.

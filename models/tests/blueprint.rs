@@ -227,14 +227,16 @@ fn block_state_and_gau_models_are_of_the_small_ones_size() {
 }
 
 #[test]
-fn the_suite_is_of_equal_size() {
-    let sizes = blueprints::SUITE.map(|name| {
+fn the_small_models_are_of_equal_size() {
+    assert!(blueprints::SUITE.iter().all(|name| blueprints::SMALL.contains(name)));
+    let sizes = blueprints::SMALL.map(|name| {
         let architecture = parse(blueprints::source(name).unwrap());
         describe(&architecture, 1, 512, DType::F32).unwrap().total.parameters as f64
     });
     let (least, most) =
         (sizes.iter().copied().fold(f64::MAX, f64::min), sizes.iter().copied().fold(0.0, f64::max));
-    assert!(least > 1e6 && most < 3e6 && most / least < 1.02, "{sizes:?}");
+    let named: Vec<_> = blueprints::SMALL.iter().zip(&sizes).collect();
+    assert!(least > 1e6 && most < 3e6 && most / least < 1.02, "{named:?}");
 }
 
 #[test]
