@@ -64,7 +64,7 @@ struct Problem {
 }
 
 fn plain(l: usize, d: usize, lk: usize) -> Problem {
-    Problem { rows: 2, l, d, lk, ahead: 0, cu: None, past: None, bias: l % 2 == 0 }
+    Problem { rows: 2, l, d, lk, ahead: 0, cu: None, past: None, bias: l.is_multiple_of(2) }
 }
 
 fn problems() -> Vec<Problem> {

@@ -26,7 +26,7 @@ fn logits_of_the_references() {
         for dtype in [DType::F64, DType::F32] {
             passes(&golden(name), dtype);
         }
-        if !ROUNDING_ALONE.contains(&name) {
+        if !ROUNDING_ALONE.contains(name) {
             passes(&golden(name), DType::BF16);
         }
     }
@@ -51,7 +51,7 @@ fn bf16_adds_nothing_to_the_rounding_of_the_weights() {
         common::edit_tensors(dir.path(), |tensors| {
             for tensor in tensors.values_mut() {
                 let values = tensor.bytes.chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap()));
-                tensor.bytes = values.flat_map(|v| bf16(v)).collect();
+                tensor.bytes = values.flat_map(bf16).collect();
                 tensor.dtype = "BF16".into();
             }
         });

@@ -178,7 +178,7 @@ impl<'a, T: Real> Reverse<'a, T> {
         vectorized(
             #[inline(always)]
             || {
-                self.to_state((t, c), start);
+                self.through_state((t, c), start);
                 self.inside((t, c));
             },
         );
@@ -192,7 +192,7 @@ impl<'a, T: Real> Reverse<'a, T> {
 
     /// What flows to the state after the chunk, from that before it and from the tokens: ∂k, and ∂ log decay.
     #[inline(always)]
-    fn to_state(&mut self, (t, c): (usize, usize), start: Option<&[T]>) {
+    fn through_state(&mut self, (t, c): (usize, usize), start: Option<&[T]>) {
         let (task, n, p) = (self.task, self.task.dims.n, self.task.dims.p);
         match start {
             Some(state) if !self.gs_empty => {

@@ -226,8 +226,7 @@ fn positive(t: &Tensor, transform: Transform, kind: &str, name: &str) -> Result<
         Transform::Sigmoid => (t.neg()?.exp()? + 1.0)?.recip(),
         Transform::None => {
             let smallest = t.flatten_all()?.min(0)?.to_scalar::<f64>()?;
-            // Written so that NaN fails, too.
-            if !(smallest > 0.0) {
+            if smallest.is_nan() || smallest <= 0.0 {
                 bail!(
                     "{kind}: {name} is {smallest}, expected a positive number: the state would grow without bound; \
                      keep it under a transform (\"exp\")"

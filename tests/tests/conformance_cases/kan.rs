@@ -8,7 +8,7 @@ use crate::Case;
 pub(crate) fn cases() -> Vec<Case> {
     let mut cases: Vec<Case> = Vec::new();
     let mut add = |name, config: Box<dyn MixerConfig>| cases.push((name, config));
-    add("kan", Box::new(KanConfig::default()));
+    add("kan", Box::<KanConfig>::default());
     add(
         "kan hidden",
         Box::new(KanConfig {

@@ -18,7 +18,7 @@ pub(crate) fn cases() -> Vec<Case> {
     };
     let mut cases: Vec<Case> = Vec::new();
     let mut add = |name, config: Box<dyn MixerConfig>| cases.push((name, config));
-    add("rwkv4", Box::new(Rwkv4Config::default()));
+    add("rwkv4", Box::<Rwkv4Config>::default());
     add("rwkv4 wide", Box::new(Rwkv4Config { dim_att: Some(24), init_depth: 0.0 }));
     add("rwkv5", Box::new(rwkv5.clone()));
     add("rwkv5 learnt state", Box::new(Rwkv5Config { dim_att: Some(24), time_state: true, ..rwkv5 }));

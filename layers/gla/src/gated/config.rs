@@ -91,7 +91,7 @@ impl GlaConfig {
             let message = format!("expected a number > 0, found {}", self.gate_logit_normalizer);
             issues.push(Issue::new("gate_logit_normalizer", message).help("16 is usual"));
         }
-        if let Some(min) = self.clamp_min.filter(|min| !(*min < 0.0)) {
+        if let Some(min) = self.clamp_min.filter(|min| min.is_nan() || *min >= 0.0) {
             let message = format!("expected a negative logarithm of a decay, found {min}");
             issues.push(Issue::new("clamp_min", message).help("leave it out to clamp nothing"));
         }
