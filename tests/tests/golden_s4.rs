@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use candle_core::{DType, Device, Result, Tensor};
-use semisep_core::{Context, Mixer, MixerConfig, VarBuilder};
-use semisep_s4::{S4, S4Config, S4dConfig};
+use semisep_core::{Context, Mixer, MixerConfig, ParameterGroup, Source, VarBuilder};
+use semisep_s4::{S4, S4Config, S4dConfig, Transform};
 use semisep_tests::{Case, CaseParameters, assert_close, cases};
 use serde_json::{Map, Value, json};
 
@@ -191,5 +191,42 @@ fn initial_values_are_those_of_the_reference() -> Result<()> {
             assert_close(&format!("{} start of {name}", case.name), &ours, &want, 2e-5);
         }
     }
+    Ok(())
+}
+
+/// With a zero-order hold, a step twice as long sees both of the short steps' taps: the parameters hold at any rate.
+#[test]
+fn twice_the_rate_is_two_taps_in_one() -> Result<()> {
+    let kernel = |rate: f64, length: usize| {
+        let config = S4dConfig { rate, ..Default::default() };
+        S4::diagonal(4, &config, &VarBuilder::seeded(3, DType::F64, Device::Cpu))?.kernel(length)
+    };
+    let fine = kernel(1.0, 40)?.reshape((1, 4, 20, 2))?.sum(3)?;
+    assert_close("taps", &kernel(2.0, 20)?, &fine, 1e-12);
+    Ok(())
+}
+
+/// Every parameter with its sign turned.
+struct Negative;
+
+impl Source for Negative {
+    fn get(&self, p: &ParameterGroup, dtype: DType, device: &Device) -> Result<Tensor> {
+        let values = p.init.values(&p.shape, &mut semisep_core::Rng::named(1, &p.name));
+        Tensor::from_vec(values, p.shape.as_slice(), device)?.neg()?.to_dtype(dtype)
+    }
+
+    fn contains(&self, _: &str) -> bool {
+        true
+    }
+}
+
+#[test]
+fn a_growing_state_is_refused_and_named() -> Result<()> {
+    let config = S4dConfig { real_transform: Transform::None, ..Default::default() };
+    let vb = VarBuilder::new(Arc::new(Negative), DType::F64, Device::Cpu);
+    let layer = S4::diagonal(4, &config, &vb)?;
+    let x = Tensor::zeros((1, 3, 4), DType::F64, &Device::Cpu)?;
+    let Err(error) = layer.forward(&x, &mut Context::default()) else { panic!("an unstable layer ran") };
+    assert!(error.to_string().contains("-Re A is -0.5"), "{error}");
     Ok(())
 }

@@ -156,12 +156,12 @@ fn woodbury(dims: &Dims, tau: C64, s: impl Fn(usize, usize) -> C64) -> Woodbury 
     let (c, r) = (dims.c, dims.rank);
     let zero = C64::new(0.0, 0.0);
     let mut m = [[zero; 2 * MAX_RANK]; MAX_RANK];
-    for a in 0..r {
-        for b in 0..r {
-            m[a][b] = tau * s(1 + a, c + b);
+    for (a, row) in m.iter_mut().enumerate().take(r) {
+        for (b, entry) in row.iter_mut().enumerate().take(r) {
+            *entry = tau * s(1 + a, c + b);
         }
-        m[a][a] += 1.0;
-        m[a][r + a] = C64::new(1.0, 0.0);
+        row[a] += 1.0;
+        row[r + a] = C64::new(1.0, 0.0);
     }
     invert(&mut m, r);
     let mut out = Woodbury { x: [zero; MAX_RANK], z: vec![[zero; MAX_RANK]; c], k: vec![zero; c] };
@@ -169,8 +169,8 @@ fn woodbury(dims: &Dims, tau: C64, s: impl Fn(usize, usize) -> C64) -> Woodbury 
         out.x[a] = (0..r).map(|b| s(0, c + b) * m[b][r + a]).sum();
     }
     for k in 0..c {
-        for a in 0..r {
-            out.z[k][a] = (0..r).map(|b| m[a][r + b] * s(1 + b, k)).sum();
+        for (z, row) in out.z[k].iter_mut().zip(&m).take(r) {
+            *z = (0..r).map(|b| row[r + b] * s(1 + b, k)).sum();
         }
         let correction: C64 = (0..r).map(|a| s(0, c + a) * out.z[k][a]).sum();
         out.k[k] = 2.0 * (s(0, k) - tau * correction);
@@ -373,12 +373,12 @@ impl Sums {
         let (mut dw, mut dx, mut dy) = (zeros(1), zeros(channel.x.len()), zeros(channel.y.len()));
         let m = channel.products();
         for mode in 0..channel.n {
-            for i in 0..channel.x.len() {
-                for k in 0..channel.y.len() {
+            for (i, (x, dx)) in channel.x.iter().zip(&mut dx).enumerate() {
+                for (k, (y, dy)) in channel.y.iter().zip(&mut dy).enumerate() {
                     let at = mode * m + i * channel.y.len() + k;
                     let dv = C64::new(self.a[at].iter().sum(), self.b[at].iter().sum());
-                    dx[i][mode] += channel.y[k][mode].conj() * dv;
-                    dy[k][mode] += channel.x[i][mode].conj() * dv;
+                    dx[mode] += y[mode].conj() * dv;
+                    dy[mode] += x[mode].conj() * dv;
                 }
             }
             dw[0][mode] = C64::new(self.w[mode][0].iter().sum(), self.w[mode][1].iter().sum());

@@ -216,10 +216,10 @@ fn total<T: Real>(sums: &[Option<Block<T>>], sizes: Sizes) -> SystemGrads {
         let system = |lane: usize| (block.first + lane) / (d / p);
         let add = |out: &mut [f64], rows: &[Pair<T>], scale: [f64; 2]| {
             for (i, mode) in rows.iter().enumerate() {
-                for lane in 0..block.len {
+                for (lane, (re, im)) in mode[0].iter().zip(&mode[1]).enumerate().take(block.len) {
                     let at = (((i / n) * p + system(lane)) * n + i % n) * 2;
-                    out[at] += scale[0] * mode[0][lane].to_f64();
-                    out[at + 1] += scale[1] * mode[1][lane].to_f64();
+                    out[at] += scale[0] * re.to_f64();
+                    out[at + 1] += scale[1] * im.to_f64();
                 }
             }
         };

@@ -63,11 +63,11 @@ fn rotate(h: &mut [Vec<C>], vectors: &mut [Vec<C>], p: usize, q: usize) {
     for row in h.iter_mut() {
         (row[p], row[q]) = turn(row[p], mul(row[q], conj(phase)));
     }
-    for j in 0..h.len() {
-        (h[p][j], h[q][j]) = turn(h[p][j], mul(h[q][j], phase));
-    }
-    for j in 0..h.len() {
-        (vectors[p][j], vectors[q][j]) = turn(vectors[p][j], mul(vectors[q][j], conj(phase)));
+    for (rows, phase) in [(h, phase), (vectors, conj(phase))] {
+        let (above, below) = rows.split_at_mut(q);
+        for (a, b) in above[p].iter_mut().zip(&mut below[0]) {
+            (*a, *b) = turn(*a, mul(*b, phase));
+        }
     }
 }
 
