@@ -281,7 +281,8 @@ impl Core {
         let im = self.lambda_im.to_dtype(DType::F64)?.to_vec1::<f64>()?;
         for (i, (re, im)) in re.iter().zip(&im).enumerate() {
             let stable = *re < 0.0 && im.is_finite();
-            if !stable && !(self.config.clip_eigs && re.is_finite()) {
+            let allowed = stable || (self.config.clip_eigs && re.is_finite());
+            if !allowed {
                 bail!(
                     "{KIND}: the state is not finite: Lambda_re[{i}] is {re}, expected a negative number, as the \
                      state grows by its exponential: set `clip_eigs = true`, or train with a lower rate"
