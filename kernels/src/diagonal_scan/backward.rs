@@ -131,21 +131,29 @@ impl<T: Real> Walk<T> for Backward<'_, T> {
         let varying = self.dims.varying;
         let mut c = *carry;
         let mut sum = [[T::ZERO; W]; C];
-        each(&self.a, p, stretch, channels, self.backwards(), |t, a| {
-            let g = add(&load(self.dh.row(t), p, channels), &c);
-            // SAFETY: these channels of these tokens are this task's.
-            unsafe { store(&g, &self.dx, t * width, p, channels) };
-            if let Some(da) = &self.da {
-                let product = mul(&g, &conj(&self.before::<C, W>(t, stretch.segment, channels)));
-                if varying {
-                    // SAFETY: as above.
-                    unsafe { store(&product, da, t * width, p, channels) };
-                } else {
-                    sum = add(&sum, &product);
+        each(
+            &self.a,
+            p,
+            stretch,
+            channels,
+            self.backwards(),
+            #[inline(always)]
+            |t, a| {
+                let g = add(&load(self.dh.row(t), p, channels), &c);
+                // SAFETY: these channels of these tokens are this task's.
+                unsafe { store(&g, &self.dx, t * width, p, channels) };
+                if let Some(da) = &self.da {
+                    let product = mul(&g, &conj(&self.before::<C, W>(t, stretch.segment, channels)));
+                    if varying {
+                        // SAFETY: as above.
+                        unsafe { store(&product, da, t * width, p, channels) };
+                    } else {
+                        sum = add(&sum, &product);
+                    }
                 }
-            }
-            c = mul(&conj(a), &g);
-        });
+                c = mul(&conj(a), &g);
+            },
+        );
         if let Some(da) = self.da.as_ref().filter(|_| !varying) {
             // SAFETY: walks of this slot and these channels follow each other.
             unsafe {
@@ -166,13 +174,21 @@ impl<T: Real> Walk<T> for Backward<'_, T> {
     ) {
         let p = self.dims.p;
         let (mut c, mut total) = (*carry, *product);
-        each(&self.a, p, stretch, channels, self.backwards(), |t, a| {
-            let a = conj(a);
-            c = mul(&a, &add(&load(self.dh.row(t), p, channels), &c));
-            if self.dims.varying {
-                total = mul(&a, &total);
-            }
-        });
+        each(
+            &self.a,
+            p,
+            stretch,
+            channels,
+            self.backwards(),
+            #[inline(always)]
+            |t, a| {
+                let a = conj(a);
+                c = mul(&a, &add(&load(self.dh.row(t), p, channels), &c));
+                if self.dims.varying {
+                    total = mul(&a, &total);
+                }
+            },
+        );
         (*carry, *product) = (c, total);
     }
 }

@@ -94,15 +94,23 @@ impl<T: Real> Walk<T> for Forward<'_, T> {
         carry: &mut Lanes<T, C, W>,
     ) {
         let mut h = *carry;
-        each(&self.a, self.p, stretch, channels, self.reverse, |t, a| {
-            for plane in 0..C {
-                let columns = plane * self.p + channels.first;
-                self.x.prefetch(t + AHEAD, columns..columns + channels.len);
-            }
-            h = mul_add(a, &h, &load(self.x.row(t), self.p, channels));
-            // SAFETY: these channels of these tokens are this task's.
-            unsafe { store(&h, &self.h, t * C * self.p, self.p, channels) };
-        });
+        each(
+            &self.a,
+            self.p,
+            stretch,
+            channels,
+            self.reverse,
+            #[inline(always)]
+            |t, a| {
+                for plane in 0..C {
+                    let columns = plane * self.p + channels.first;
+                    self.x.prefetch(t + AHEAD, columns..columns + channels.len);
+                }
+                h = mul_add(a, &h, &load(self.x.row(t), self.p, channels));
+                // SAFETY: these channels of these tokens are this task's.
+                unsafe { store(&h, &self.h, t * C * self.p, self.p, channels) };
+            },
+        );
         *carry = h;
     }
 
@@ -116,12 +124,20 @@ impl<T: Real> Walk<T> for Forward<'_, T> {
     ) {
         let varying = matches!(self.a, Decay::Varying(_));
         let (mut h, mut total) = (*carry, *product);
-        each(&self.a, self.p, stretch, channels, self.reverse, |t, a| {
-            h = mul_add(a, &h, &load(self.x.row(t), self.p, channels));
-            if varying {
-                total = mul(a, &total);
-            }
-        });
+        each(
+            &self.a,
+            self.p,
+            stretch,
+            channels,
+            self.reverse,
+            #[inline(always)]
+            |t, a| {
+                h = mul_add(a, &h, &load(self.x.row(t), self.p, channels));
+                if varying {
+                    total = mul(a, &total);
+                }
+            },
+        );
         (*carry, *product) = (h, total);
     }
 }

@@ -133,10 +133,10 @@ impl<T: Real> Unit<'_, T> {
     #[inline(always)]
     fn token<const W: usize>(&self, t: usize, channels: Channels) -> Token<T, W> {
         let p = self.sizes.dims.p;
-        let row = |row: &[T]| load::<T, 1, W>(row, p, channels)[0];
-        let x = row(self.x.row(t));
-        let (mut input, mut recurrent) = (row(self.input_gate.row(t)), row(self.recurrent_gate.row(t)));
-        let rates = row(&self.rates);
+        let [x] = load::<T, 1, W>(self.x.row(t), p, channels);
+        let [mut input] = load::<T, 1, W>(self.input_gate.row(t), p, channels);
+        let [mut recurrent] = load::<T, 1, W>(self.recurrent_gate.row(t), p, channels);
+        let [rates] = load::<T, 1, W>(&self.rates, p, channels);
         let (mut a, mut square) = ([T::ZERO; W], [T::ZERO; W]);
         for k in 0..W {
             input[k] = input[k].sigmoid();

@@ -21,8 +21,18 @@ pub(super) fn forward<T: Real>(cell: Cell, h: usize, token: Token<'_, T>) {
     match cell {
         Cell::Lstm => lstm(h, token),
         Cell::Gru => gru(h, token),
-        Cell::Tanh => plain(h, token, |v| v.tanh()),
-        Cell::Relu => plain(h, token, |v| Real::max(v, T::ZERO)),
+        Cell::Tanh => plain(
+            h,
+            token,
+            #[inline(always)]
+            |v| v.tanh(),
+        ),
+        Cell::Relu => plain(
+            h,
+            token,
+            #[inline(always)]
+            |v| Real::max(v, T::ZERO),
+        ),
     }
 }
 
@@ -100,8 +110,18 @@ pub(super) fn backward<T: Real>(cell: Cell, h: usize, token: Gradients<'_, T>) {
     match cell {
         Cell::Lstm => lstm_back(h, token),
         Cell::Gru => gru_back(h, token),
-        Cell::Tanh => plain_back(h, token, |y| T::ONE - y * y),
-        Cell::Relu => plain_back(h, token, |y| if y > T::ZERO { T::ONE } else { T::ZERO }),
+        Cell::Tanh => plain_back(
+            h,
+            token,
+            #[inline(always)]
+            |y| T::ONE - y * y,
+        ),
+        Cell::Relu => plain_back(
+            h,
+            token,
+            #[inline(always)]
+            |y| if y > T::ZERO { T::ONE } else { T::ZERO },
+        ),
     }
 }
 
