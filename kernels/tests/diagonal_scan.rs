@@ -165,6 +165,52 @@ fn long_and_slow() -> Result<()> {
     Ok(())
 }
 
+/// A long sequence of few channels is shared among threads in blocks; its pieces, one after the other, are not.
+#[test]
+fn a_long_sequence_equals_its_pieces() -> Result<()> {
+    const L: usize = 15_000;
+    const PIECE: usize = 500;
+    for (complex, varying, reverse) in
+        [(false, false, false), (false, true, true), (true, false, true), (true, true, false)]
+    {
+        let number: &[usize] = if complex { &[2, 6] } else { &[6] };
+        let tokens = [&[1, L][..], number].concat();
+        let a = (random(1, if varying { &tokens } else { number }, DType::F64) * 0.7)?;
+        let vars = [
+            Var::from_tensor(&a)?,
+            Var::from_tensor(&random(2, &tokens, DType::F64))?,
+            Var::from_tensor(&random(3, &[&[1][..], number].concat(), DType::F64))?,
+        ];
+        let [a, x, initial] = vars.each_ref().map(Var::as_tensor);
+        let scan = DiagonalScan { reverse, initial_state: Some(initial), ..DiagonalScan::new(a, x) };
+        let (h, last) = diagonal_scan(&scan)?;
+        let mut starts: Vec<usize> = (0..L).step_by(PIECE).collect();
+        if reverse {
+            starts.reverse();
+        }
+        let (mut state, mut pieces) = (initial.clone(), Vec::new());
+        for start in starts {
+            let decay = if varying { a.narrow(1, start, PIECE)? } else { a.clone() };
+            let piece = x.narrow(1, start, PIECE)?;
+            let scan = DiagonalScan { initial_state: Some(&state), ..DiagonalScan::new(&decay, &piece) };
+            let (out, next) = diagonal_scan(&DiagonalScan { reverse, ..scan })?;
+            pieces.push((start, out));
+            state = next;
+        }
+        pieces.sort_by_key(|(start, _)| *start);
+        let pieces: Vec<Tensor> = pieces.into_iter().map(|(_, out)| out).collect();
+        let want = Tensor::cat(&pieces, 1)?;
+        assert_close("outputs", &h, &want, 1e-12);
+        assert_close("state", &last, &state, 1e-12);
+        let loss = |h: &Tensor, last: &Tensor| (h * x.cos()?.detach())?.sum_all()? + last.sum_all()?;
+        let (got, want) = (loss(&h, &last)?.backward()?, loss(&want, &state)?.backward()?);
+        for (k, var) in vars.iter().enumerate() {
+            assert_close(&format!("gradient {k}"), got.get(var).unwrap(), want.get(var).unwrap(), 1e-11);
+        }
+    }
+    Ok(())
+}
+
 #[test]
 fn steps_equal_the_scan() -> Result<()> {
     for complex in [false, true] {
