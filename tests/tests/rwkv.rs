@@ -2,7 +2,7 @@
 #![allow(clippy::unwrap_used, reason = "tests")]
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use candle_core::{DType, Device, IndexOp, Result, Tensor};
 use semisep_core::{Context, Mixer, MixerConfig, ParameterGroup, Rng, Shared, Source, State, VarBuilder};
@@ -29,7 +29,7 @@ impl Source for Given {
             .map(|_| self.values.get(p.name.as_str()).copied().unwrap_or_else(|| 0.4 * rng.normal()))
             .collect();
         let t = Tensor::from_vec(values, p.shape.as_slice(), device)?.to_dtype(dtype)?;
-        self.made.lock().unwrap().insert(p.name.clone(), t.clone());
+        self.made.lock().unwrap_or_else(PoisonError::into_inner).insert(p.name.clone(), t.clone());
         Ok(t)
     }
 
