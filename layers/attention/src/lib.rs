@@ -34,7 +34,7 @@ pub use config::{AttentionConfig, CopeConfig, QkNorm};
 use positions::Positions;
 use semisep_core::{
     Context, Cost, Init, Linear, Mixer, Mixing, Norm, NormConfig, NormKind, ParameterGroup, State, StateKind,
-    VarBuilder,
+    VarBuilder, in_blocks,
 };
 use semisep_kernels::{
     Attention as AttentionOp, CausalConv1d, causal_conv1d, causal_conv1d_update, state_dtype,
@@ -197,8 +197,9 @@ impl Attention {
     }
 }
 
-impl Mixer for Attention {
-    fn forward(&self, u: &Tensor, ctx: &mut Context<'_>) -> Result<Tensor> {
+impl Attention {
+    /// The parallel form over all of the input at once.
+    fn forward_once(&self, u: &Tensor, ctx: &mut Context<'_>) -> Result<Tensor> {
         let (b, l, _) = u.dims3()?;
         let lengths = ctx.check(KIND, b, l)?;
         let positions = ctx.state.as_ref().map_or_else(|| vec![0; lengths.len()], |s| s.seen().to_vec());
@@ -214,6 +215,14 @@ impl Mixer for Attention {
         let entries: Vec<(&str, Tensor)> = conv.into_iter().map(|c| ("conv", c)).collect();
         ctx.leave(&entries, &lengths)?;
         Ok(out)
+    }
+}
+
+impl Mixer for Attention {
+    fn forward(&self, u: &Tensor, ctx: &mut Context<'_>) -> Result<Tensor> {
+        in_blocks(self, u, ctx, !self.causal() || self.out_proj.weight().track_op(), &|u, ctx| {
+            self.forward_once(u, ctx)
+        })
     }
 
     fn step(&self, u: &Tensor, ctx: &mut Context<'_>) -> Result<Tensor> {

@@ -3,7 +3,7 @@
 use candle_core::{DType, Device, Result, Tensor};
 use semisep_core::{
     Context, Cost, Init, Linear, Mixer, Mixing, ParameterGroup, RelativeBias, State, StateKind, VarBuilder,
-    WindowMode,
+    WindowMode, in_blocks_of,
 };
 use semisep_kernels::{Attention, WindowMode as OpWindow, attention, rms_norm};
 
@@ -11,6 +11,9 @@ use crate::config::{BlockStateConfig, Variant};
 use crate::contexts::{Contexts, unit};
 use crate::windows::Windows;
 use crate::{KIND, cost, matrix};
+
+/// Tokens at once: there is an output of each of the SSM's banks.
+const BLOCK: usize = 256;
 
 /// The layer.
 pub struct BlockState {
@@ -244,9 +247,18 @@ fn cached(
     attention(&Attention { q: &q, k, v, cu_seqlens, kv_lens: Some(&kv_lens), ..op })?.to_dtype(op.q.dtype())
 }
 
+impl BlockState {
+    /// The parallel form over all of the input at once.
+    fn forward_once(&self, u: &Tensor, ctx: &mut Context<'_>) -> Result<Tensor> {
+        self.run(u, ctx, |ssm, ctx| ssm.forward(u, ctx))
+    }
+}
+
 impl Mixer for BlockState {
     fn forward(&self, u: &Tensor, ctx: &mut Context<'_>) -> Result<Tensor> {
-        self.run(u, ctx, |ssm, ctx| ssm.forward(u, ctx))
+        in_blocks_of(BLOCK, self, u, ctx, !self.causal() || self.out.weight().track_op(), &|u, ctx| {
+            self.forward_once(u, ctx)
+        })
     }
 
     fn step(&self, u: &Tensor, ctx: &mut Context<'_>) -> Result<Tensor> {

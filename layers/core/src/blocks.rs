@@ -25,16 +25,35 @@ pub fn in_blocks(
     tracked: bool,
     once: &dyn Fn(&Tensor, &mut Context<'_>) -> Result<Tensor>,
 ) -> Result<Tensor> {
+    in_blocks_of(BLOCK, mixer, x, ctx, tracked, once)
+}
+
+/// [`in_blocks`] with so many tokens a block, for layers with wider intermediates still.
+///
+/// # Errors
+/// As for [`in_blocks`].
+pub fn in_blocks_of(
+    tokens: usize,
+    mixer: &dyn Mixer,
+    x: &Tensor,
+    ctx: &mut Context<'_>,
+    tracked: bool,
+    once: &dyn Fn(&Tensor, &mut Context<'_>) -> Result<Tensor>,
+) -> Result<Tensor> {
     let (b, l, _) = x.dims3()?;
-    let block = (BLOCK / b.max(1)).max(BLOCK / 16);
-    if l < 2 * block || tracked || x.track_op() {
+    let block = (tokens / b.max(1)).max(tokens.div_ceil(16));
+    if l < 2 * BLOCK / b.max(1) || l < 2 * block || tracked || x.track_op() {
         return once(x, ctx);
     }
     let mut own = match ctx.state {
         Some(_) => None,
-        None => Some(mixer.new_state(ctx.lengths(b, l).len())?),
+        None => {
+            let mut own = mixer.new_state(ctx.lengths(b, l).len())?;
+            own.reserve(ctx.lengths(b, l).into_iter().max().unwrap_or(0))?;
+            Some(own)
+        }
     };
-    let mut y: Option<Tensor> = None;
+    let mut y = Joined::default();
     let mut left: BTreeMap<&'static str, Vec<Tensor>> = BTreeMap::new();
     for start in (0..l).step_by(block) {
         let len = block.min(l - start);
@@ -44,11 +63,7 @@ pub fn in_blocks(
         let state = ctx.state.as_deref_mut().or(own.as_mut());
         let mut part = Context { state, cu_seqlens: cu.as_deref(), shared: Some(&mut shared) };
         let out = once(&x.narrow(1, start, len)?, &mut part)?;
-        let y = match &mut y {
-            Some(y) => y,
-            None => y.insert(Tensor::zeros((b, l, out.dim(2)?), out.dtype(), out.device())?),
-        };
-        y.slice_set(&out.contiguous()?, 1, start)?;
+        y.add(out, start, l)?;
         let received: Vec<&str> = mixer.receives().into_iter().map(|(name, _)| name).collect();
         for (name, tensor) in shared.into_entries().filter(|(name, _)| !received.contains(name)) {
             left.entry(name).or_default().push(tensor);
@@ -57,7 +72,37 @@ pub fn in_blocks(
     for (name, tensors) in left {
         ctx.hand_on(name, &Tensor::cat(&tensors, 1)?);
     }
-    y.map_or_else(|| once(x, ctx), Ok)
+    y.finish()
+}
+
+/// Outputs of blocks, put together.
+#[derive(Default)]
+struct Joined {
+    whole: Option<Tensor>,
+    /// Those of a layer that is tracked after all: writing into a tensor would lose their gradients.
+    tracked: Vec<Tensor>,
+}
+
+impl Joined {
+    fn add(&mut self, out: Tensor, start: usize, l: usize) -> Result<()> {
+        if out.track_op() {
+            self.tracked.push(out);
+            return Ok(());
+        }
+        let (b, _, d) = out.dims3()?;
+        let whole = match &mut self.whole {
+            Some(whole) => whole,
+            None => self.whole.insert(Tensor::zeros((b, l, d), out.dtype(), out.device())?),
+        };
+        whole.slice_set(&out.contiguous()?, 1, start)
+    }
+
+    fn finish(self) -> Result<Tensor> {
+        match self.whole {
+            Some(whole) => Ok(whole),
+            None => Tensor::cat(&self.tracked, 1),
+        }
+    }
 }
 
 /// What `mixer` needs of earlier layers, for one block.

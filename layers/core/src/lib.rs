@@ -26,7 +26,7 @@ mod state;
 mod window;
 
 pub use abacus::{AbacusConfig, AbacusEmbedding, abacus_positions};
-pub use blocks::in_blocks;
+pub use blocks::{in_blocks, in_blocks_of};
 pub use candle_core::Result;
 pub use config::{Issue, MAX_WIDTH, MixerConfig, divides, in_range};
 pub use cost::Cost;

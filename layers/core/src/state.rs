@@ -140,6 +140,21 @@ impl State {
         Ok(())
     }
 
+    /// Makes room for `tokens` tokens a sequence in all that are still empty of its caches, so that they need not grow.
+    ///
+    /// # Errors
+    /// If memory cannot be had.
+    pub fn reserve(&mut self, tokens: usize) -> Result<()> {
+        for entry in self.entries.iter_mut().filter(|e| matches!(e.kind, StateKind::Cache { .. })) {
+            let mut shape = entry.tensor.dims().to_vec();
+            if shape[1] == 0 {
+                shape[1] = tokens;
+                entry.tensor = Tensor::zeros(shape, entry.tensor.dtype(), entry.tensor.device())?;
+            }
+        }
+        self.children.iter_mut().try_for_each(|(_, child)| child.reserve(tokens))
+    }
+
     /// Appends `lengths[row]` tokens to a cache, growing it by doubling.
     ///
     /// `tokens` is (b, l, ...) with equal lengths, or (1, Σ lengths, ...) packed. Tracked tensors are concatenated, so

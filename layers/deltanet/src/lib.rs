@@ -34,7 +34,7 @@ use plan::Plan;
 use projection::{Conv, Projection, Projections};
 use semisep_core::{
     Context, Cost, GatedRmsNorm, Linear, Mixer, Mixing, Norm, NormConfig, NormKind, ParameterGroup, State,
-    StateKind, VarBuilder, softplus,
+    StateKind, VarBuilder, in_blocks, softplus,
 };
 use semisep_kernels::{
     CausalConv1d, GatedDeltaRule, GatedDeltaRuleUpdate, causal_conv1d, causal_conv1d_update,
@@ -175,8 +175,9 @@ impl Inputs {
     }
 }
 
-impl Mixer for DeltaNet {
-    fn forward(&self, u: &Tensor, ctx: &mut Context<'_>) -> Result<Tensor> {
+impl DeltaNet {
+    /// The parallel form over all of the input at once.
+    fn forward_once(&self, u: &Tensor, ctx: &mut Context<'_>) -> Result<Tensor> {
         let (b, l, _) = u.dims3()?;
         let lengths = ctx.check(self.plan.kind, b, l)?;
         let projection = self.projections.forward(&self.plan, u)?;
@@ -198,6 +199,12 @@ impl Mixer for DeltaNet {
         left.push(("delta", state));
         ctx.leave(&left, &lengths)?;
         Ok(out)
+    }
+}
+
+impl Mixer for DeltaNet {
+    fn forward(&self, u: &Tensor, ctx: &mut Context<'_>) -> Result<Tensor> {
+        in_blocks(self, u, ctx, self.o_proj.weight().track_op(), &|u, ctx| self.forward_once(u, ctx))
     }
 
     fn step(&self, u: &Tensor, ctx: &mut Context<'_>) -> Result<Tensor> {

@@ -25,7 +25,7 @@ use candle_core::{D, DType, Device, Result, Tensor, bail};
 pub use config::{GauAttention, GauConfig, GauScale};
 use semisep_core::{
     Activation, Context, Cost, Init, Linear, Mixer, Mixing, ParameterGroup, Rotary, State, StateKind,
-    VarBuilder,
+    VarBuilder, in_blocks,
 };
 use semisep_kernels::attention::naive;
 use semisep_kernels::{Attention, Weighting, activation, attention};
@@ -145,8 +145,9 @@ impl Gau {
     }
 }
 
-impl Mixer for Gau {
-    fn forward(&self, u: &Tensor, ctx: &mut Context<'_>) -> Result<Tensor> {
+impl Gau {
+    /// The parallel form over all of the input at once.
+    fn forward_once(&self, u: &Tensor, ctx: &mut Context<'_>) -> Result<Tensor> {
         let (b, l, _) = u.dims3()?;
         let lengths = ctx.check(KIND, b, l)?;
         if ctx.state.is_some() && !self.causal() {
@@ -171,6 +172,14 @@ impl Mixer for Gau {
         let y = self.output(&o, &parts.gate)?;
         ctx.leave(&[], &lengths)?;
         Ok(y)
+    }
+}
+
+impl Mixer for Gau {
+    fn forward(&self, u: &Tensor, ctx: &mut Context<'_>) -> Result<Tensor> {
+        in_blocks(self, u, ctx, !self.causal() || self.to_out.weight().track_op(), &|u, ctx| {
+            self.forward_once(u, ctx)
+        })
     }
 
     fn step(&self, u: &Tensor, ctx: &mut Context<'_>) -> Result<Tensor> {

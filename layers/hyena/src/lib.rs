@@ -11,6 +11,7 @@ mod cache;
 mod distill;
 mod hyena;
 mod modal;
+mod pieces;
 mod striped;
 
 pub use distill::{Distillation, DistilledHyena};

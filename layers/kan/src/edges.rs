@@ -20,6 +20,11 @@ pub(crate) struct Edges {
 }
 
 impl Edges {
+    /// Whether a gradient is asked for.
+    pub(crate) fn tracked(&self) -> bool {
+        self.base_weight.track_op() || self.spline_weight.track_op()
+    }
+
     pub(crate) fn new(inputs: usize, outputs: usize, config: &KanConfig, vb: &VarBuilder) -> Result<Self> {
         let square = (outputs, inputs);
         let spline = (outputs, inputs, config.functions());

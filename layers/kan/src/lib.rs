@@ -20,11 +20,14 @@ mod edges;
 
 use candle_core::{Result, Tensor};
 pub use config::KanConfig;
-use semisep_core::{Context, Cost, Mixer, Mixing, ParameterGroup, State, VarBuilder};
+use semisep_core::{Context, Cost, Mixer, Mixing, ParameterGroup, State, VarBuilder, in_blocks_of};
 
 use crate::edges::Edges;
 
 const KIND: &str = "kan";
+
+/// Tokens at once: each feature has a handful of spline values.
+const BLOCK: usize = 256;
 
 /// The layers of one channel mixer.
 pub struct Kan {
@@ -68,13 +71,22 @@ impl Kan {
     }
 }
 
-impl Mixer for Kan {
-    fn forward(&self, x: &Tensor, ctx: &mut Context<'_>) -> Result<Tensor> {
+impl Kan {
+    /// The parallel form over all of the input at once.
+    fn forward_once(&self, x: &Tensor, ctx: &mut Context<'_>) -> Result<Tensor> {
         let (b, l, _) = x.dims3()?;
         let lengths = ctx.check(KIND, b, l)?;
         let y = self.apply(x)?;
         ctx.leave(&[], &lengths)?;
         Ok(y)
+    }
+}
+
+impl Mixer for Kan {
+    fn forward(&self, x: &Tensor, ctx: &mut Context<'_>) -> Result<Tensor> {
+        in_blocks_of(BLOCK, self, x, ctx, self.layers.iter().any(Edges::tracked), &|x, ctx| {
+            self.forward_once(x, ctx)
+        })
     }
 
     fn step(&self, x: &Tensor, ctx: &mut Context<'_>) -> Result<Tensor> {

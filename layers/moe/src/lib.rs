@@ -33,7 +33,9 @@ pub use balance::Balance;
 use candle_core::{D, Device, Result, Tensor};
 pub use config::{MoeConfig, Scoring};
 use route::Routes;
-use semisep_core::{Context, Cost, Init, Linear, Mixer, Mixing, Mlp, ParameterGroup, State, VarBuilder};
+use semisep_core::{
+    Context, Cost, Init, Linear, Mixer, Mixing, Mlp, ParameterGroup, State, VarBuilder, in_blocks,
+};
 use semisep_kernels::{Activation, activation, linear, state_dtype};
 
 const KIND: &str = "moe";
@@ -156,13 +158,20 @@ fn softmax(x: &Tensor) -> Result<Tensor> {
     e.broadcast_div(&e.sum_keepdim(D::Minus1)?)
 }
 
-impl Mixer for Moe {
-    fn forward(&self, x: &Tensor, ctx: &mut Context<'_>) -> Result<Tensor> {
+impl Moe {
+    /// The parallel form over all of the input at once.
+    fn forward_once(&self, x: &Tensor, ctx: &mut Context<'_>) -> Result<Tensor> {
         let (b, l, _) = x.dims3()?;
         let lengths = ctx.check(KIND, b, l)?;
         let y = self.apply(x)?;
         ctx.leave(&[], &lengths)?;
         Ok(y)
+    }
+}
+
+impl Mixer for Moe {
+    fn forward(&self, x: &Tensor, ctx: &mut Context<'_>) -> Result<Tensor> {
+        in_blocks(self, x, ctx, self.router.track_op(), &|x, ctx| self.forward_once(x, ctx))
     }
 
     fn step(&self, x: &Tensor, ctx: &mut Context<'_>) -> Result<Tensor> {

@@ -17,8 +17,8 @@
 
 use candle_core::{DType, Device, Result, Tensor};
 use semisep_core::{
-    Context, Cost, Linear, Mixer, Mixing, ParameterGroup, State, StateKind, VarBuilder, lower_triangle,
-    softplus,
+    Context, Cost, Linear, Mixer, Mixing, ParameterGroup, State, StateKind, VarBuilder, in_blocks,
+    lower_triangle, softplus,
 };
 use semisep_kernels::{
     Activation, DiagonalScan, activation, diagonal_scan, diagonal_state_update, state_dtype,
@@ -104,8 +104,9 @@ impl MinimalRnn {
     }
 }
 
-impl Mixer for MinimalRnn {
-    fn forward(&self, u: &Tensor, ctx: &mut Context<'_>) -> Result<Tensor> {
+impl MinimalRnn {
+    /// The parallel form over all of the input at once.
+    fn forward_once(&self, u: &Tensor, ctx: &mut Context<'_>) -> Result<Tensor> {
         let (b, l, _) = u.dims3()?;
         let lengths = ctx.check(self.sizes.kind, b, l)?;
         let (a, x, _) = self.drive(u)?;
@@ -117,6 +118,12 @@ impl Mixer for MinimalRnn {
         let out = self.finish(&h, u.dtype())?;
         ctx.leave(&[("h", last)], &lengths)?;
         Ok(out)
+    }
+}
+
+impl Mixer for MinimalRnn {
+    fn forward(&self, u: &Tensor, ctx: &mut Context<'_>) -> Result<Tensor> {
+        in_blocks(self, u, ctx, self.candidate.weight().track_op(), &|u, ctx| self.forward_once(u, ctx))
     }
 
     fn step(&self, u: &Tensor, ctx: &mut Context<'_>) -> Result<Tensor> {

@@ -13,7 +13,7 @@
 
 use candle_core::{DType, Device, Result, Tensor};
 use semisep_core::{
-    Context, Cost, Init, Linear, Mixer, Mixing, ParameterGroup, State, StateKind, VarBuilder,
+    Context, Cost, Init, Linear, Mixer, Mixing, ParameterGroup, State, StateKind, VarBuilder, in_blocks,
 };
 use semisep_kernels::{Activation, activation, gated_activation, state_dtype};
 
@@ -78,13 +78,20 @@ impl RwkvChannelMix {
     }
 }
 
-impl Mixer for RwkvChannelMix {
-    fn forward(&self, x: &Tensor, ctx: &mut Context<'_>) -> Result<Tensor> {
+impl RwkvChannelMix {
+    /// The parallel form over all of the input at once.
+    fn forward_once(&self, x: &Tensor, ctx: &mut Context<'_>) -> Result<Tensor> {
         let (b, l, _) = x.dims3()?;
         let lengths = ctx.check(KIND, b, l)?;
         let (y, last) = self.apply(x, ctx.initial("shift")?.as_ref(), ctx.cu_seqlens)?;
         ctx.leave(&[("shift", last)], &lengths)?;
         Ok(y)
+    }
+}
+
+impl Mixer for RwkvChannelMix {
+    fn forward(&self, x: &Tensor, ctx: &mut Context<'_>) -> Result<Tensor> {
+        in_blocks(self, x, ctx, self.key.weight().track_op(), &|x, ctx| self.forward_once(x, ctx))
     }
 
     fn step(&self, x: &Tensor, ctx: &mut Context<'_>) -> Result<Tensor> {

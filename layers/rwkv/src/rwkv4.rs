@@ -17,7 +17,7 @@
 
 use candle_core::{DType, Device, Result, Tensor};
 use semisep_core::{
-    Context, Cost, Init, Linear, Mixer, Mixing, ParameterGroup, State, StateKind, VarBuilder,
+    Context, Cost, Init, Linear, Mixer, Mixing, ParameterGroup, State, StateKind, VarBuilder, in_blocks,
 };
 use semisep_kernels::{
     Activation, Wkv4, Wkv4Update, gated_activation, state_dtype, wkv4, wkv4_state, wkv4_update,
@@ -108,8 +108,9 @@ impl Rwkv4 {
     }
 }
 
-impl Mixer for Rwkv4 {
-    fn forward(&self, x: &Tensor, ctx: &mut Context<'_>) -> Result<Tensor> {
+impl Rwkv4 {
+    /// The parallel form over all of the input at once.
+    fn forward_once(&self, x: &Tensor, ctx: &mut Context<'_>) -> Result<Tensor> {
         let (b, l, _) = x.dims3()?;
         let lengths = ctx.check(KIND, b, l)?;
         let p = self.project(x, ctx.initial("shift")?.as_ref(), ctx.cu_seqlens)?;
@@ -121,6 +122,12 @@ impl Mixer for Rwkv4 {
         let out = self.finish(&y, &p.r)?;
         ctx.leave(&[("shift", p.last), ("wkv", wkv)], &lengths)?;
         Ok(out)
+    }
+}
+
+impl Mixer for Rwkv4 {
+    fn forward(&self, x: &Tensor, ctx: &mut Context<'_>) -> Result<Tensor> {
+        in_blocks(self, x, ctx, self.output.weight().track_op(), &|x, ctx| self.forward_once(x, ctx))
     }
 
     fn step(&self, x: &Tensor, ctx: &mut Context<'_>) -> Result<Tensor> {

@@ -17,7 +17,7 @@
 //! | S before the first token | `time_state`, optional | (h, p, n) |
 
 use candle_core::{Result, Tensor};
-use semisep_core::{Context, Cost, Linear, Mixer, Mixing, ParameterGroup, State, VarBuilder};
+use semisep_core::{Context, Cost, Linear, Mixer, Mixing, ParameterGroup, State, VarBuilder, in_blocks};
 
 use crate::mixes::{Mixes, settled};
 use crate::readout::Readout;
@@ -87,9 +87,16 @@ impl Rwkv5 {
     }
 }
 
+impl Rwkv5 {
+    /// The parallel form over all of the input at once.
+    fn forward_once(&self, x: &Tensor, ctx: &mut Context<'_>) -> Result<Tensor> {
+        self.core.forward(x, ctx, &|x, state, cu| self.project(x, state, cu))
+    }
+}
+
 impl Mixer for Rwkv5 {
     fn forward(&self, x: &Tensor, ctx: &mut Context<'_>) -> Result<Tensor> {
-        self.core.forward(x, ctx, &|x, state, cu| self.project(x, state, cu))
+        in_blocks(self, x, ctx, self.core.tracked(), &|x, ctx| self.forward_once(x, ctx))
     }
 
     fn step(&self, x: &Tensor, ctx: &mut Context<'_>) -> Result<Tensor> {

@@ -22,7 +22,9 @@
 //! | S before the first token | `time_state`, optional | | (h, p, n) |
 
 use candle_core::{D, Result, Tensor};
-use semisep_core::{Context, Cost, Init, Linear, Mixer, Mixing, ParameterGroup, State, VarBuilder};
+use semisep_core::{
+    Context, Cost, Init, Linear, Mixer, Mixing, ParameterGroup, State, VarBuilder, in_blocks,
+};
 
 use crate::lora::{Between, Lora, Names, factor, turned};
 use crate::mixes::{Mixes, settled};
@@ -166,9 +168,16 @@ impl Rwkv6 {
     }
 }
 
+impl Rwkv6 {
+    /// The parallel form over all of the input at once.
+    fn forward_once(&self, x: &Tensor, ctx: &mut Context<'_>) -> Result<Tensor> {
+        self.core.forward(x, ctx, &|x, state, cu| self.project(x, state, cu))
+    }
+}
+
 impl Mixer for Rwkv6 {
     fn forward(&self, x: &Tensor, ctx: &mut Context<'_>) -> Result<Tensor> {
-        self.core.forward(x, ctx, &|x, state, cu| self.project(x, state, cu))
+        in_blocks(self, x, ctx, self.core.tracked(), &|x, ctx| self.forward_once(x, ctx))
     }
 
     fn step(&self, x: &Tensor, ctx: &mut Context<'_>) -> Result<Tensor> {

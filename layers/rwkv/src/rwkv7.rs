@@ -22,7 +22,9 @@
 //! | S before the first token | `time_state`, optional | | (h, p, n) |
 
 use candle_core::{D, DType, Device, Result, Tensor};
-use semisep_core::{Context, Cost, Init, Linear, Mixer, Mixing, ParameterGroup, State, VarBuilder};
+use semisep_core::{
+    Context, Cost, Init, Linear, Mixer, Mixing, ParameterGroup, State, VarBuilder, in_blocks,
+};
 use semisep_kernels::{
     Activation, DeltaScan, DeltaUpdate, activation, delta_scan, delta_update, rms_norm, state_dtype,
 };
@@ -210,8 +212,9 @@ impl Rwkv7 {
     }
 }
 
-impl Mixer for Rwkv7 {
-    fn forward(&self, x: &Tensor, ctx: &mut Context<'_>) -> Result<Tensor> {
+impl Rwkv7 {
+    /// The parallel form over all of the input at once.
+    fn forward_once(&self, x: &Tensor, ctx: &mut Context<'_>) -> Result<Tensor> {
         let (b, l, _) = x.dims3()?;
         let lengths = ctx.check(KIND, b, l)?;
         let first = self.received(ctx)?;
@@ -223,6 +226,12 @@ impl Mixer for Rwkv7 {
         }
         ctx.leave(&[("shift", p.last), ("wkv", wkv)], &lengths)?;
         Ok(out)
+    }
+}
+
+impl Mixer for Rwkv7 {
+    fn forward(&self, x: &Tensor, ctx: &mut Context<'_>) -> Result<Tensor> {
+        in_blocks(self, x, ctx, self.key.weight().track_op(), &|x, ctx| self.forward_once(x, ctx))
     }
 
     fn step(&self, x: &Tensor, ctx: &mut Context<'_>) -> Result<Tensor> {

@@ -110,6 +110,11 @@ pub(crate) struct Core {
 }
 
 impl Core {
+    /// Whether a gradient is asked for.
+    pub(crate) fn tracked(&self) -> bool {
+        self.bonus.track_op()
+    }
+
     pub(crate) fn forward(&self, x: &Tensor, ctx: &mut Context<'_>, project: Project<'_>) -> Result<Tensor> {
         let (b, l, _) = x.dims3()?;
         let lengths = ctx.check(self.kind, b, l)?;

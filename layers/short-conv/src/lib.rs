@@ -20,7 +20,7 @@ mod matrix;
 use candle_core::{D, DType, Device, Result, Tensor};
 pub use config::ShortConvConfig;
 use semisep_core::{
-    Context, Cost, Init, Linear, Mixer, Mixing, ParameterGroup, State, StateKind, VarBuilder,
+    Context, Cost, Init, Linear, Mixer, Mixing, ParameterGroup, State, StateKind, VarBuilder, in_blocks,
 };
 use semisep_kernels::{
     Activation, CausalConv1d, causal_conv1d, causal_conv1d_update, gated_activation, state_dtype,
@@ -80,8 +80,9 @@ impl ShortConv {
     }
 }
 
-impl Mixer for ShortConv {
-    fn forward(&self, u: &Tensor, ctx: &mut Context<'_>) -> Result<Tensor> {
+impl ShortConv {
+    /// The parallel form over all of the input at once.
+    fn forward_once(&self, u: &Tensor, ctx: &mut Context<'_>) -> Result<Tensor> {
         let (b, l, _) = u.dims3()?;
         let lengths = ctx.check(KIND, b, l)?;
         let (x, c) = self.split(u)?;
@@ -89,6 +90,12 @@ impl Mixer for ShortConv {
         let out = self.out_proj.forward(&gate(&y, &c)?)?;
         ctx.leave(&[("conv", conv)], &lengths)?;
         Ok(out)
+    }
+}
+
+impl Mixer for ShortConv {
+    fn forward(&self, u: &Tensor, ctx: &mut Context<'_>) -> Result<Tensor> {
+        in_blocks(self, u, ctx, self.out_proj.weight().track_op(), &|u, ctx| self.forward_once(u, ctx))
     }
 
     fn step(&self, u: &Tensor, ctx: &mut Context<'_>) -> Result<Tensor> {

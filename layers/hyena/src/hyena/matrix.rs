@@ -10,7 +10,7 @@ pub(super) fn mixing(layer: &Hyena, u: &Tensor) -> Result<Mixing> {
     let (b, l, d) = u.dims3()?;
     layer.check_length(l)?;
     let (z, _) = layer.frame.project(u, &Context::default())?;
-    let (y, _) = layer.operate(&z, None, &vec![0; b], &vec![l; b], None)?;
+    let (y, _) = layer.operate(&z, &layer.reaching(&vec![0; b], &vec![l; b])?, None, &vec![0; b], None)?;
     let order = layer.config.order;
     let part = |i: usize| z.narrow(2, i * d, d)?.transpose(1, 2)?.contiguous(); // (b, d, l)
     let taps = layer.taps(l.max(1))?;

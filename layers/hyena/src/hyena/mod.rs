@@ -23,6 +23,7 @@ mod config;
 mod filter;
 pub(crate) mod matrix;
 
+use crate::pieces::in_pieces;
 use candle_core::{D, DType, Device, Result, Tensor, bail};
 pub use config::HyenaConfig;
 use filter::ImplicitFilter;
@@ -103,18 +104,24 @@ impl Hyena {
         Ok(())
     }
 
+    /// The filters as far as the longest sequence reaches.
+    fn reaching(&self, seen: &[usize], lengths: &[usize]) -> Result<Tensor> {
+        let longest = seen.iter().zip(lengths).map(|(s, l)| s + l).max().unwrap_or(0);
+        self.check_length(longest)?;
+        self.filter.taps(longest.max(1))
+    }
+
     /// Gates and long convolutions of z (b, l, (N+1) d). Gives y (b, l, d), before the output map, and the convolutions'
     /// inputs (b, l, (N-1) d).
     fn operate(
         &self,
         z: &Tensor,
+        taps: &Tensor,
         history: Option<&Tensor>,
         seen: &[usize],
-        lengths: &[usize],
         cu_seqlens: Option<&[usize]>,
     ) -> Result<(Tensor, Tensor)> {
-        let longest = seen.iter().zip(lengths).map(|(s, l)| s + l).max().unwrap_or(0).max(1);
-        let (d, taps) = (self.frame.d_model, self.filter.taps(longest)?);
+        let d = self.frame.d_model;
         self.frame.gated(z, |o, v| {
             let past = history.map(|h| h.narrow(2, o * d, d)).transpose()?;
             long_conv(&LongConv {
@@ -131,13 +138,15 @@ impl Hyena {
 impl Frame {
     /// The input map and the short convolution of u (b, l, d), and what it leaves.
     pub(crate) fn project(&self, u: &Tensor, ctx: &Context<'_>) -> Result<(Tensor, Tensor)> {
-        causal_conv1d(CausalConv1d {
-            x: &self.in_proj.forward(u)?,
-            weight: &self.short_weight,
-            bias: Some(&self.short_bias),
-            silu: false,
-            initial_state: ctx.initial("conv")?.as_ref(),
-            cu_seqlens: ctx.cu_seqlens,
+        in_pieces(u, ctx.initial("conv")?, ctx.cu_seqlens.is_some(), &|u, state| {
+            causal_conv1d(CausalConv1d {
+                x: &self.in_proj.forward(u)?,
+                weight: &self.short_weight,
+                bias: Some(&self.short_bias),
+                silu: false,
+                initial_state: state,
+                cu_seqlens: ctx.cu_seqlens,
+            })
         })
     }
 
@@ -203,10 +212,12 @@ impl Mixer for Hyena {
         let (b, l, _) = u.dims3()?;
         let lengths = ctx.check(KIND, b, l)?;
         let seen = ctx.state.as_ref().map_or_else(|| vec![0; lengths.len()], |s| s.seen().to_vec());
-        self.check_length(seen.iter().zip(&lengths).map(|(s, l)| s + l).max().unwrap_or(0))?;
+        // First, as making them takes room, too.
+        let taps = self.reaching(&seen, &lengths)?;
         let (z, conv) = self.frame.project(u, ctx)?;
         let history = ctx.initial("v")?.filter(|_| seen.iter().any(|&s| s > 0));
-        let (y, inputs) = self.operate(&z, history.as_ref(), &seen, &lengths, ctx.cu_seqlens)?;
+        let (y, inputs) = self.operate(&z, &taps, history.as_ref(), &seen, ctx.cu_seqlens)?;
+        drop((z, taps));
         let out = self.frame.finish(&y)?;
         if let Some(state) = ctx.state.as_deref_mut() {
             state.append("v", &inputs, &lengths)?;
@@ -220,10 +231,10 @@ impl Mixer for Hyena {
         let (b, _) = u.dims2()?;
         state.check(KIND, b)?;
         let (seen, lengths) = (state.seen().to_vec(), vec![1; b]);
-        self.check_length(seen.iter().max().map_or(0, |s| s + 1))?;
+        let taps = self.reaching(&seen, &lengths)?;
         let z = self.frame.project_step(u, state)?;
         let history = seen.iter().any(|&s| s > 0).then(|| state.get("v")).transpose()?;
-        let (y, inputs) = self.operate(&z, history, &seen, &lengths, None)?;
+        let (y, inputs) = self.operate(&z, &taps, history, &seen, None)?;
         let out = self.frame.finish(&y.squeeze(1)?)?;
         state.append("v", &inputs, &lengths)?;
         state.advance(&lengths);

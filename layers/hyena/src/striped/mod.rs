@@ -20,6 +20,7 @@
 
 mod config;
 
+use crate::pieces::in_pieces;
 use candle_core::{D, DType, Device, Result, Tensor};
 pub use config::StripedHyenaConfig;
 use semisep_core::{
@@ -94,13 +95,15 @@ impl StripedHyena {
     }
 
     fn convolve(&self, u: &Tensor, ctx: &Context<'_>) -> Result<(Tensor, Tensor)> {
-        causal_conv1d(CausalConv1d {
-            x: &self.projections.forward(u)?,
-            weight: &self.short_weight,
-            bias: self.short_bias.as_ref(),
-            silu: false,
-            initial_state: ctx.initial("conv")?.as_ref(),
-            cu_seqlens: ctx.cu_seqlens,
+        in_pieces(u, ctx.initial("conv")?, ctx.cu_seqlens.is_some(), &|u, state| {
+            causal_conv1d(CausalConv1d {
+                x: &self.projections.forward(u)?,
+                weight: &self.short_weight,
+                bias: self.short_bias.as_ref(),
+                silu: false,
+                initial_state: state,
+                cu_seqlens: ctx.cu_seqlens,
+            })
         })
     }
 }
@@ -127,9 +130,11 @@ impl Mixer for StripedHyena {
         let fresh =
             |s: &&Tensor| s.track_op() || ctx.state.as_ref().is_some_and(|s| s.seen().iter().any(|&n| n > 0));
         let y = self.modal.forward(&x, ssm.as_ref().filter(fresh), ctx.cu_seqlens)?;
-        let out = self.out.forward(&(y * x2)?)?;
+        let ssm = ssm.map(|ssm| self.modal.advance(&ssm, &x, ctx.cu_seqlens)).transpose()?;
+        drop((x, z)); // wide, and not needed any more
+        let y = (y * x2)?;
+        let out = self.out.forward(&y)?;
         if let Some(ssm) = ssm {
-            let ssm = self.modal.advance(&ssm, &x, ctx.cu_seqlens)?;
             ctx.leave(&[("conv", conv), ("ssm", ssm)], &lengths)?;
         }
         Ok(out)
