@@ -5,13 +5,16 @@ use candle_core::{Result, Tensor};
 /// Tokens of a piece.
 const PIECE: usize = 1024;
 
+/// A projection and its short convolution: u and the state before it, to their result and the state after it.
+type Once<'a> = &'a dyn Fn(&Tensor, Option<&Tensor>) -> Result<(Tensor, Tensor)>;
+
 /// `once(u, state)` gives what a projection and its short convolution make of u (b, l, d), and the convolution's state
 /// after it; here applied to one piece after another where no gradient is asked for.
 pub(crate) fn in_pieces(
     u: &Tensor,
     initial: Option<Tensor>,
     whole: bool,
-    once: &dyn Fn(&Tensor, Option<&Tensor>) -> Result<(Tensor, Tensor)>,
+    once: Once<'_>,
 ) -> Result<(Tensor, Tensor)> {
     let l = u.dim(1)?;
     let piece = |start: usize| u.narrow(1, start, PIECE.min(l - start));

@@ -10,7 +10,7 @@
 //! y_{t,r} = [norm](h_t C_{t,r} + D v_{t,r}) ⊙ silu(z ⊙ mimo_z_r)        out = out_proj Σ_r y_{t,r} ⊙ mimo_o_r
 //! ```
 //! As a matrix mixer, head by head: `M[t,s] = (C_t · B_s) L[t,s] (γ_s + β_{s+1})` for s < t and `(C_t · B_t) γ_t` on the
-//! diagonal, with γ = λ dt, β = (1-λ) dt and L[t,s] = Π_{s<j≤t} α_j: n-semiseparable below the diagonal, hence a scan with
+//! diagonal, with γ = λ dt, β = (1-λ) dt and `L[t,s] = Π_{s<j≤t} α_j`: n-semiseparable below the diagonal, hence a scan with
 //! one decay a head.
 //!
 //! | symbol | parameter | shape |
