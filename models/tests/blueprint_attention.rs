@@ -38,6 +38,13 @@ fn accepted(block: &str) {
 }
 
 #[test]
+fn one_mistake_hides_no_other() {
+    let block = "mixer = \"attention\"\nn_heads = 4\nwindow = 0\nrope = { dim = 7 }";
+    refused(block, "window", "found 0");
+    refused(block, "rope", "even");
+}
+
+#[test]
 fn attention_has_one_kind_of_positions() {
     let attention = |options: &str| format!("mixer = \"attention\"\nn_heads = 4\n{options}");
     for options in [

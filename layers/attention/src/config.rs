@@ -204,30 +204,27 @@ impl MixerConfig for AttentionConfig {
     }
 
     fn check(&self, d_model: usize) -> Vec<Issue> {
-        let mut issues: Vec<Issue> = [
-            in_range("n_heads", self.n_heads, 1),
-            in_range("n_kv_heads", self.n_kv_heads(), 1),
-            in_range("d_conv", self.d_conv, 0),
-            self.window.and_then(|w| in_range("window", w, 1)),
-        ]
-        .into_iter()
-        .flatten()
-        .collect();
+        let heads = [in_range("n_heads", self.n_heads, 1), in_range("n_kv_heads", self.n_kv_heads(), 1)];
+        let mut issues: Vec<Issue> = heads.into_iter().flatten().collect();
+        let heads_fit = issues.is_empty();
+        issues.extend(in_range("d_conv", self.d_conv, 0));
+        issues.extend(self.window.and_then(|w| in_range("window", w, 1)));
         for (key, value) in [("softcap", self.softcap), ("scale", self.scale)] {
             if let Some(v) = value.filter(|v| !(*v > 0.0 && v.is_finite())) {
                 issues.push(Issue::new(key, format!("expected a number above 0, found {v}")));
             }
         }
         issues.extend(self.check_options());
-        if !issues.is_empty() {
+        if !heads_fit {
             return issues;
         }
+        let before = issues.len();
         match self.head_dim {
             Some(p) => issues.extend(in_range("head_dim", p, 1)),
             None => issues.extend(divides("n_heads", self.n_heads, "d_model", d_model)),
         }
         issues.extend(divides("n_kv_heads", self.n_kv_heads(), "n_heads", self.n_heads));
-        if issues.is_empty() {
+        if issues.len() == before {
             let heads = self.n_heads * if self.output_gate { 2 } else { 1 } + 2 * self.n_kv_heads();
             let width = self.head_dim(d_model).saturating_mul(heads);
             issues.extend(in_range("head_dim", width, 1));
