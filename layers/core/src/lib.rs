@@ -43,6 +43,6 @@ pub use parameters::{ParameterGroup, Seeded, Shapes, Source, VarBuilder, Variabl
 pub use relative::{RelBiasConfig, RelativeBias, alibi_slopes, alibi_table};
 pub use rotary::{Rotary, RotaryConfig};
 pub use semisep_kernels::Complex;
-pub use short_conv::ShortConv;
+pub use short_conv::{ShortConv, ShortConvs};
 pub use state::{State, StateKind};
 pub use window::WindowMode;

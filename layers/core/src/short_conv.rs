@@ -1,9 +1,9 @@
 //! The short causal convolution over each feature that recurrent layers put before their scan.
 
-use candle_core::{Result, Tensor};
+use candle_core::{DType, Device, Result, Tensor};
 use semisep_kernels::{CausalConv1d, causal_conv1d, causal_conv1d_update};
 
-use crate::{Init, VarBuilder};
+use crate::{Context, Init, State, StateKind, VarBuilder};
 
 /// A depthwise causal convolution: `weight` (width, 1, taps), oldest tap first, and `bias` (width).
 #[derive(Debug, Clone)]
@@ -60,5 +60,66 @@ impl ShortConv {
     pub fn past_shape(&self, batch: usize) -> Result<(usize, usize, usize)> {
         let (width, taps) = self.weight.dims2()?;
         Ok((batch, width, taps.saturating_sub(1)))
+    }
+}
+
+/// The short convolutions of queries, keys and values, each followed by a SiLU, of a layer that may do without them.
+/// Names as in flash-linear-attention: `q_conv1d`, `k_conv1d`, `v_conv1d`.
+#[derive(Debug, Clone, Default)]
+pub struct ShortConvs(Vec<ShortConv>);
+
+impl ShortConvs {
+    const STATES: [&'static str; 3] = ["conv_q", "conv_k", "conv_v"];
+
+    /// Over these widths, with the parameters below `vb`. [`ShortConvs::default`] is a layer without them.
+    ///
+    /// # Errors
+    /// If a parameter is missing or has another shape.
+    pub fn new(widths: [usize; 3], taps: usize, bias: bool, vb: &VarBuilder) -> Result<Self> {
+        let names = ["q_conv1d", "k_conv1d", "v_conv1d"].into_iter().zip(widths);
+        let convs = names.map(|(name, width)| ShortConv::new(width, taps, bias, true, &vb.pp(name)));
+        Ok(Self(convs.collect::<Result<_>>()?))
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// Convolves queries, keys and values (b, l, width), from the context's state on. Gives the state's new entries.
+    ///
+    /// # Errors
+    /// If shapes disagree.
+    pub fn forward(&self, qkv: &mut [Tensor; 3], ctx: &Context<'_>) -> Result<Vec<(&'static str, Tensor)>> {
+        let mut left = Vec::with_capacity(4);
+        for ((x, conv), name) in qkv.iter_mut().zip(&self.0).zip(Self::STATES) {
+            let (y, past) = conv.forward(x, ctx.initial(name)?.as_ref(), ctx.cu_seqlens)?;
+            *x = y;
+            left.push((name, past));
+        }
+        Ok(left)
+    }
+
+    /// One token, each (b, width); the state advances in place.
+    ///
+    /// # Errors
+    /// If shapes disagree.
+    pub fn step(&self, qkv: &mut [Tensor; 3], state: &State) -> Result<()> {
+        for ((x, conv), name) in qkv.iter_mut().zip(&self.0).zip(Self::STATES) {
+            *x = conv.step(x, state.get(name)?)?;
+        }
+        Ok(())
+    }
+
+    /// `state` with the entries of these convolutions.
+    ///
+    /// # Errors
+    /// If memory cannot be had.
+    pub fn with_states(&self, mut state: State, dtype: DType, device: &Device) -> Result<State> {
+        for (conv, name) in self.0.iter().zip(Self::STATES) {
+            let shape = conv.past_shape(state.batch())?;
+            state = state.with_zeros(name, StateKind::Recurrent, shape, dtype, device)?;
+        }
+        Ok(state)
     }
 }

@@ -25,7 +25,7 @@ mod matrix;
 use candle_core::{DType, Device, Result, Tensor};
 pub use config::{RetNetConfig, Rotation};
 use semisep_core::{
-    Context, Cost, HeadNorm, Init, Linear, Mixer, Mixing, ParameterGroup, ShortConv, State, StateKind,
+    Context, Cost, HeadNorm, Init, Linear, Mixer, Mixing, ParameterGroup, ShortConvs, State, StateKind,
     VarBuilder, in_blocks, repeat_heads,
 };
 use semisep_kernels::{
@@ -35,7 +35,6 @@ use semisep_kernels::{
 
 const KIND: &str = "retnet";
 /// Names of the convolutions' states.
-const CONVS: [&str; 3] = ["conv_q", "conv_k", "conv_v"];
 /// Gain of the input maps' initial values, as in torchscale and flash-linear-attention.
 const GAIN: f64 = 0.176_776_695_296_636_9; // 2^-2.5
 
@@ -47,7 +46,7 @@ pub struct RetNet {
     dims: (usize, usize),
     maps: [Linear; 3], // q, k, v
     gate: Option<Linear>,
-    convs: Option<[ShortConv; 3]>,
+    convs: ShortConvs,
     angles: Option<(Tensor, RotaryLayout)>, // (n/2)
     log_decay: Tensor,                      // (h)
     norm: HeadNorm,
@@ -71,16 +70,14 @@ impl RetNet {
         let map = |name, inputs, outputs, gain| {
             Linear::with_init(inputs, outputs, false, Init::xavier(inputs, outputs, gain), &vb.pp(name))
         };
-        let conv =
-            |name, width| ShortConv::new(width, config.conv_size, config.conv_bias, true, &vb.pp(name));
         let maps = [
             map("q_proj", d_model, h * n, GAIN)?,
             map("k_proj", d_model, kv * n, GAIN)?,
             map("v_proj", d_model, kv * p, GAIN)?,
         ];
         let convs = match config.use_short_conv {
-            true => Some([conv("q_conv1d", h * n)?, conv("k_conv1d", kv * n)?, conv("v_conv1d", kv * p)?]),
-            false => None,
+            true => ShortConvs::new([h * n, kv * n, kv * p], config.conv_size, config.conv_bias, vb)?,
+            false => ShortConvs::default(),
         };
         let gate = config.use_output_gate.then(|| map("g_proj", d_model, h * p, GAIN)).transpose()?;
         let act = config.use_output_gate.then_some(config.gate_fn);
@@ -173,12 +170,7 @@ impl RetNet {
         let lengths = ctx.check(KIND, b, l)?;
         let positions = ctx.state.as_ref().map_or_else(|| vec![0; lengths.len()], |s| s.seen().to_vec());
         let mut projections = self.project(x)?;
-        let mut entries: Vec<(&str, Tensor)> = Vec::with_capacity(4);
-        for (i, conv) in self.convs.iter().flatten().enumerate() {
-            let (y, past) = conv.forward(&projections[i], ctx.initial(CONVS[i])?.as_ref(), ctx.cu_seqlens)?;
-            projections[i] = y;
-            entries.push((CONVS[i], past));
-        }
+        let mut entries = self.convs.forward(&mut projections, ctx)?;
         let heads = self.heads(&projections, &positions, ctx.cu_seqlens)?;
         let (y, last) =
             self.retain(&heads, &positions, ctx.initial("retention")?.as_ref(), ctx.cu_seqlens)?;
@@ -199,9 +191,7 @@ impl Mixer for RetNet {
         let (b, _) = x.dims2()?;
         state.check(KIND, b)?;
         let mut projections = self.project(x)?;
-        for (i, conv) in self.convs.iter().flatten().enumerate() {
-            projections[i] = conv.step(&projections[i], state.get(CONVS[i])?)?;
-        }
+        self.convs.step(&mut projections, state)?;
         for t in &mut projections {
             *t = t.unsqueeze(1)?;
         }
@@ -220,11 +210,7 @@ impl Mixer for RetNet {
 
     fn new_state(&self, batch: usize) -> Result<State> {
         let (dtype, (n, p)) = (state_dtype(self.dtype), self.dims);
-        let mut state = State::new(KIND, batch);
-        for (name, conv) in CONVS.into_iter().zip(self.convs.iter().flatten()) {
-            let shape = conv.past_shape(batch)?;
-            state = state.with_zeros(name, StateKind::Recurrent, shape, dtype, &self.device)?;
-        }
+        let state = self.convs.with_states(State::new(KIND, batch), dtype, &self.device)?;
         let shape = (batch, self.config.num_heads, p, n);
         state.with_zeros("retention", StateKind::Recurrent, shape, dtype, &self.device)
     }
@@ -238,7 +224,7 @@ impl Mixer for RetNet {
         let widths = h * n + kv * (n + p);
         let linears = Cost::linear(rows, self.d_model, widths + gate, false, size)
             + Cost::linear(rows, h * p, self.d_model, false, size);
-        let taps = if self.convs.is_some() { self.config.conv_size } else { 0 };
+        let taps = if self.convs.is_empty() { 0 } else { self.config.conv_size };
         // A token: q · k over half a chunk, that times v, state in and out, for each head; turning, norm and gate.
         let scan = h * (q * n + q * p + 4 * p * n) + 2 * taps * widths + 6 * h * n + 8 * h * p;
         let state = batch * (h * p * n + widths * taps.saturating_sub(1));

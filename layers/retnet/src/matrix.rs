@@ -8,11 +8,8 @@ use crate::{RetNet, log_decays};
 /// `M[t,s] = (q_t · k_s) γ^(t-s) / √n`, its rows divided by `√Σ γ^(t-s)` with `decay_norm`.
 pub(crate) fn mixing(layer: &RetNet, x: &Tensor) -> Result<Mixing> {
     let (b, l, _) = x.dims3()?;
-    let ctx = Context::default();
     let mut projections = layer.project(x)?;
-    for (t, conv) in projections.iter_mut().zip(layer.convs.iter().flatten()) {
-        *t = conv.forward(t, None, ctx.cu_seqlens)?.0;
-    }
+    layer.convs.forward(&mut projections, &Context::default())?;
     let positions = vec![0; b];
     let heads = layer.heads(&projections, &positions, None)?;
     let (y, _) = layer.retain(&heads, &positions, None, None)?;

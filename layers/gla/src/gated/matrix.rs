@@ -9,9 +9,7 @@ use super::Gla;
 pub(super) fn mixing(layer: &Gla, x: &Tensor) -> Result<Mixing> {
     let l = x.dim(1)?;
     let mut projections = layer.project(x)?;
-    for (t, conv) in projections.iter_mut().zip(layer.convs.iter().flatten()) {
-        *t = conv.forward(t, None, None)?.0;
-    }
+    layer.convs.forward(&mut projections, &Context::default())?;
     let heads = layer.heads(&projections, x)?;
     let (y, _) = layer.scan(&heads, &Context::default())?;
     let by_feature = |t: &Tensor| t.transpose(1, 2)?.transpose(2, 3)?.contiguous(); // (b, h, n, l)

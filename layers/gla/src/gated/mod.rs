@@ -23,14 +23,13 @@ mod matrix;
 use candle_core::{DType, Device, Result, Tensor};
 pub use config::GlaConfig;
 use semisep_core::{
-    Context, Cost, HeadNorm, Init, Linear, Mixer, Mixing, ParameterGroup, ShortConv, State, StateKind,
+    Context, Cost, HeadNorm, Init, Linear, Mixer, Mixing, ParameterGroup, ShortConvs, State, StateKind,
     VarBuilder, in_blocks, repeat_heads, softplus,
 };
 use semisep_kernels::{DecayScan, DecayStateUpdate, activation, decay_scan, decay_state_update, state_dtype};
 
 const KIND: &str = "gla";
 /// Names of the convolutions' states.
-const CONVS: [&str; 3] = ["conv_q", "conv_k", "conv_v"];
 /// Gain of the initial values, as in the paper's code.
 const GAIN: f64 = 0.176_776_695_296_636_9; // 2^-2.5
 
@@ -43,7 +42,7 @@ pub struct Gla {
     maps: [Linear; 3],   // q, k, v
     decays: [Linear; 2], // down, up
     gate: Option<Linear>,
-    convs: Option<[ShortConv; 3]>,
+    convs: ShortConvs,
     norm: HeadNorm,
     o_proj: Linear,
     groups: Vec<ParameterGroup>,
@@ -70,16 +69,14 @@ impl Gla {
         let map = |name, inputs, outputs, bias| {
             Linear::with_init(inputs, outputs, bias, Init::xavier(inputs, outputs, GAIN), &vb.pp(name))
         };
-        let conv =
-            |name, width| ShortConv::new(width, config.conv_size, config.conv_bias, true, &vb.pp(name));
         let maps = [
             map("q_proj", d_model, h * n, false)?,
             map("k_proj", d_model, kv * n, false)?,
             map("v_proj", d_model, kv * p, false)?,
         ];
         let convs = match config.use_short_conv {
-            true => Some([conv("q_conv1d", h * n)?, conv("k_conv1d", kv * n)?, conv("v_conv1d", kv * p)?]),
-            false => None,
+            true => ShortConvs::new([h * n, kv * n, kv * p], config.conv_size, config.conv_bias, vb)?,
+            false => ShortConvs::default(),
         };
         let gate = config.use_output_gate.then(|| map("g_proj", d_model, h * p, false)).transpose()?;
         let act = config.use_output_gate.then_some(config.gate_fn);
@@ -152,12 +149,7 @@ impl Gla {
         let (b, l, _) = x.dims3()?;
         let lengths = ctx.check(KIND, b, l)?;
         let mut projections = self.project(x)?;
-        let mut entries: Vec<(&str, Tensor)> = Vec::with_capacity(4);
-        for (i, conv) in self.convs.iter().flatten().enumerate() {
-            let (y, past) = conv.forward(&projections[i], ctx.initial(CONVS[i])?.as_ref(), ctx.cu_seqlens)?;
-            projections[i] = y;
-            entries.push((CONVS[i], past));
-        }
+        let mut entries = self.convs.forward(&mut projections, ctx)?;
         let (y, last) = self.scan(&self.heads(&projections, x)?, ctx)?;
         let out = self.finish(&y, x)?;
         entries.push(("gla", last));
@@ -176,9 +168,7 @@ impl Mixer for Gla {
         let (b, _) = x.dims2()?;
         state.check(KIND, b)?;
         let mut projections = self.project(x)?;
-        for (i, conv) in self.convs.iter().flatten().enumerate() {
-            projections[i] = conv.step(&projections[i], state.get(CONVS[i])?)?;
-        }
+        self.convs.step(&mut projections, state)?;
         let Heads { q, k, v, log_decay } = self.heads(&projections, x)?;
         let args = DecayStateUpdate::new(&q, &k, &v, &log_decay);
         let y = decay_state_update(state.get("gla")?, &args)?; // (b, h, p)
@@ -189,11 +179,7 @@ impl Mixer for Gla {
 
     fn new_state(&self, batch: usize) -> Result<State> {
         let (dtype, (n, p)) = (state_dtype(self.dtype), self.dims);
-        let mut state = State::new(KIND, batch);
-        for (name, conv) in CONVS.into_iter().zip(self.convs.iter().flatten()) {
-            let shape = conv.past_shape(batch)?;
-            state = state.with_zeros(name, StateKind::Recurrent, shape, dtype, &self.device)?;
-        }
+        let state = self.convs.with_states(State::new(KIND, batch), dtype, &self.device)?;
         state.with_zeros(
             "gla",
             StateKind::Recurrent,
@@ -205,7 +191,7 @@ impl Mixer for Gla {
 
     fn cost(&self, batch: usize, seqlen: usize) -> Cost {
         /// Tokens of the scan's chunks.
-        const CHUNK: usize = 32;
+        const CHUNK: usize = 16;
         let ((n, p), (h, kv)) = (self.dims, (self.config.num_heads, self.config.kv_heads()));
         let (rows, size, q) = (batch * seqlen, self.dtype.size_in_bytes(), CHUNK.min(seqlen));
         let gate = if self.gate.is_some() { h * p } else { 0 };
@@ -213,7 +199,7 @@ impl Mixer for Gla {
         let linears = Cost::linear(rows, self.d_model, widths + gate + rank, false, size)
             + Cost::linear(rows, rank, kv * n, true, size)
             + Cost::linear(rows, h * p, self.d_model, false, size);
-        let taps = if self.convs.is_some() { self.config.conv_size } else { 0 };
+        let taps = if self.convs.is_empty() { 0 } else { self.config.conv_size };
         // A token: q · k over half a chunk, that times v, state in and out, decays; convolutions, norm and gate.
         let scan = h * (q * n + q * p + 4 * p * n + 8 * n) + 2 * taps * widths + 8 * h * p;
         let state = batch * (h * p * n + widths * taps.saturating_sub(1));
