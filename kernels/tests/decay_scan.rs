@@ -4,6 +4,7 @@
 mod common;
 
 use candle_core::{DType, Device, Result, Tensor, Var};
+use common::scan::{Solution, compare, solution, variables};
 use common::{Case, assert_close, cases, random};
 use semisep_kernels::decay_scan::naive;
 use semisep_kernels::{DecayScan, DecayStateUpdate, decay_scan, decay_state_update};
@@ -92,9 +93,6 @@ struct Problem {
     cot_state: Tensor,
 }
 
-/// Output, final state, and the gradients of all inputs.
-type Solution = (Tensor, Tensor, Vec<(&'static str, Tensor)>);
-
 impl Problem {
     fn new(seed: u64, size: Size, cu: Option<&[usize]>) -> Result<Self> {
         let Size { b, l, h, n, p, bonus, state, decay } = size;
@@ -129,35 +127,16 @@ impl Problem {
     }
 
     fn solve(&self, scan: Scan, dtype: DType) -> Result<Solution> {
-        let vars: Vec<_> = self
-            .inputs
-            .iter()
-            .map(|(name, t)| Ok((*name, Var::from_tensor(&t.to_dtype(dtype)?)?)))
-            .collect::<Result<_>>()?;
+        let vars = variables(&self.inputs, dtype)?;
         let get = |name: &str| vars.iter().find(|v| v.0 == name).map(|v| v.1.as_tensor());
         let need = |name: &str| get(name).unwrap();
-        let (y, state) = scan(&DecayScan {
+        let solved = scan(&DecayScan {
             bonus: get("bonus"),
             state: get("state"),
             cu_seqlens: self.cu.as_deref(),
             ..DecayScan::new(need("q"), need("k"), need("v"), need("log_decay"))
         })?;
-        let loss = ((y.to_dtype(DType::F64)? * &self.cot_y)?.sum_all()?
-            + (state.to_dtype(DType::F64)? * &self.cot_state)?.sum_all()?)?;
-        let grads = if loss.track_op() { Some(loss.backward()?) } else { None };
-        let grads = vars.iter().map(|(name, var)| {
-            let grad = grads.as_ref().and_then(|g| g.get(var));
-            Ok((*name, grad.map_or_else(|| var.zeros_like(), |g| Ok(g.clone()))?))
-        });
-        Ok((y.clone(), state, grads.collect::<Result<_>>()?))
-    }
-}
-
-fn compare(what: &str, got: &Solution, want: &Solution, tolerance: (f64, f64)) {
-    assert_close(&format!("{what}: y"), &got.0, &want.0, tolerance.0);
-    assert_close(&format!("{what}: state"), &got.1, &want.1, tolerance.0);
-    for ((name, got), (_, want)) in got.2.iter().zip(&want.2) {
-        assert_close(&format!("{what}: gradient of {name}"), got, want, tolerance.1);
+        solution(solved, [&self.cot_y, &self.cot_state], &vars)
     }
 }
 

@@ -4,6 +4,7 @@
 mod common;
 
 use candle_core::{DType, Device, Result, Tensor, Var};
+use common::scan::{Solution, compare};
 use common::{Case, assert_close, cases, random};
 use semisep_kernels::delta_scan::naive;
 use semisep_kernels::{
@@ -164,9 +165,6 @@ struct Problem {
     cot_state: Tensor,
 }
 
-/// Output, final state, and the gradients of all inputs.
-type Solution = (Tensor, Tensor, Vec<(&'static str, Tensor)>);
-
 impl Problem {
     fn new(seed: u64, size: Size, cu: Option<&[usize]>) -> Result<Self> {
         let Size { b, l, h, n, p, correct, decay, steep, initial } = size;
@@ -220,14 +218,6 @@ impl Problem {
 }
 
 #[track_caller]
-fn compare(what: &str, got: &Solution, want: &Solution, tolerance: (f64, f64)) {
-    assert_close(&format!("{what}: y"), &got.0, &want.0, tolerance.0);
-    assert_close(&format!("{what}: state"), &got.1, &want.1, tolerance.0);
-    for ((name, got), (_, want)) in got.2.iter().zip(&want.2) {
-        assert_close(&format!("{what}: gradient of {name}"), got, want, tolerance.1);
-    }
-}
-
 /// Every rule and kind of decay.
 fn variants() -> impl Iterator<Item = (bool, Decay)> {
     [Decay::None, Decay::Head, Decay::Channel].into_iter().flat_map(|d| [(true, d), (false, d)])

@@ -4,6 +4,7 @@
 mod common;
 
 use candle_core::{D, DType, Device, Result, Tensor, Var};
+use common::scan::{Solution, compare};
 use common::{assert_close, random};
 use semisep_kernels::modal_scan::naive;
 use semisep_kernels::{ModalScan, ModalSystem, modal_scan, modal_update};
@@ -30,8 +31,6 @@ struct Problem {
     cot_y: Tensor,
     cot_state: Tensor,
 }
-
-type Solution = (Tensor, Tensor, Vec<(&'static str, Tensor)>);
 
 /// Poles between 0.5 and 1 in absolute value, at any angle.
 fn poles(seed: u64, p: usize, n: usize) -> Result<Tensor> {
@@ -100,14 +99,6 @@ fn system<'a>(vars: &'a [(&'static str, Var)]) -> ModalSystem<'a> {
         output: get("output").unwrap(),
         low_rank: get("left").zip(get("right")),
         skip: get("skip"),
-    }
-}
-
-fn compare(what: &str, got: &Solution, want: &Solution, tolerance: (f64, f64)) {
-    assert_close(&format!("{what}: y"), &got.0, &want.0, tolerance.0);
-    assert_close(&format!("{what}: state"), &got.1, &want.1, tolerance.0);
-    for ((name, got), (_, want)) in got.2.iter().zip(&want.2) {
-        assert_close(&format!("{what}: gradient of {name}"), got, want, tolerance.1);
     }
 }
 

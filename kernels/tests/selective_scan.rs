@@ -4,6 +4,7 @@
 mod common;
 
 use candle_core::{DType, Device, Result, Tensor, Var};
+use common::scan::{Solution, compare, solution};
 use common::{Case, assert_close, cases, random};
 use semisep_kernels::selective_scan::naive;
 use semisep_kernels::{SelectiveScan, SelectiveStateUpdate, selective_scan, selective_state_update};
@@ -107,9 +108,6 @@ struct Problem {
     cot_state: Tensor,
 }
 
-/// Output, final state, and the gradients of all inputs.
-type Solution = (Tensor, Tensor, Vec<(&'static str, Tensor)>);
-
 impl Problem {
     fn new(seed: u64, size: Size, cu: Option<&[usize]>) -> Result<Self> {
         let Size { b, l, e, n, g, options: [d, bias, z, softplus, state] } = size;
@@ -154,7 +152,7 @@ impl Problem {
         let vars = self.vars(dtype)?;
         let get = |name: &str| vars.iter().find(|v| v.0 == name).map(|v| v.1.as_tensor());
         let need = |name: &str| get(name).unwrap();
-        let (y, state) = scan(&SelectiveScan {
+        let solved = scan(&SelectiveScan {
             d: get("d"),
             dt_bias: get("dt_bias"),
             z: get("z"),
@@ -163,22 +161,7 @@ impl Problem {
             cu_seqlens: self.cu.as_deref(),
             ..SelectiveScan::new(need("x"), need("dt"), need("a"), need("b"), need("c"))
         })?;
-        let loss = ((y.to_dtype(DType::F64)? * &self.cot_y)?.sum_all()?
-            + (state.to_dtype(DType::F64)? * &self.cot_state)?.sum_all()?)?;
-        let grads = if loss.track_op() { Some(loss.backward()?) } else { None };
-        let grads = vars.iter().map(|(name, var)| {
-            let grad = grads.as_ref().and_then(|g| g.get(var));
-            Ok((*name, grad.map_or_else(|| var.zeros_like(), |g| Ok(g.clone()))?))
-        });
-        Ok((y.clone(), state, grads.collect::<Result<_>>()?))
-    }
-}
-
-fn compare(what: &str, got: &Solution, want: &Solution, tolerance: (f64, f64)) {
-    assert_close(&format!("{what}: y"), &got.0, &want.0, tolerance.0);
-    assert_close(&format!("{what}: state"), &got.1, &want.1, tolerance.0);
-    for ((name, got), (_, want)) in got.2.iter().zip(&want.2) {
-        assert_close(&format!("{what}: gradient of {name}"), got, want, tolerance.1);
+        solution(solved, [&self.cot_y, &self.cot_state], &vars)
     }
 }
 
