@@ -193,6 +193,7 @@ fn rwkv7_values_of_the_first_layer_reach_the_others() -> Result<()> {
     }
     let error = forward(&*build(&later, 8, Given::new(&[]))?, &x).unwrap_err().to_string();
     assert!(error.contains("no earlier layer leaves `v_first`"), "{error}");
+    assert!(error.contains("value_residual = false"), "{error}");
     Ok(())
 }
 

@@ -190,7 +190,9 @@ impl Rwkv7 {
 
     /// What of an earlier layer this one asks for.
     fn received(&self, ctx: &Context<'_>) -> Result<Option<Tensor>> {
-        self.residual.as_ref().map(|_| ctx.received(V_FIRST)).transpose()
+        let advice = "rwkv7: give the first such layer of the stack `value_residual = false`: the others take its values";
+        let received = |_| ctx.received(V_FIRST).map_err(|e| e.context(advice));
+        self.residual.as_ref().map(received).transpose()
     }
 
     /// `output ((ln_x(y) + (Σ r r_k k) v) ⊙ gate)`; y is (..., h, p), as are v and, with n, r and k.
