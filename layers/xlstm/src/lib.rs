@@ -1,0 +1,1 @@
+//! The mLSTM layer of xLSTM for semisep.
