@@ -45,7 +45,7 @@ pub struct AttentionConfig {
     /// Bias of the output map.
     #[serde(default)]
     pub out_bias: bool,
-    /// RMS norm over each head's query and key.
+    /// RMS norm of queries and keys.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub qk_norm: Option<QkNorm>,
     /// Each query sees this many tokens, itself included, or those of its block of so many. Default: all.
@@ -78,6 +78,16 @@ pub struct QkNorm {
     /// Whether the weights are those of Gemma and Qwen3-Next, less one: the factor is `1 + weight`.
     #[serde(default, skip_serializing_if = "is_false")]
     pub unit_offset: bool,
+    /// One norm over the features of all heads together (OLMo), instead of one over each head's.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub across_heads: bool,
+}
+
+impl QkNorm {
+    /// A norm over each head with plain weights.
+    pub fn new(eps: f64) -> Self {
+        Self { eps, unit_offset: false, across_heads: false }
+    }
 }
 
 /// `cope = { npos_max = 64 }`
@@ -180,6 +190,9 @@ impl AttentionConfig {
         }
         if self.output_gate && self.d_conv > 0 {
             issues.push(Issue::new("d_conv", "`d_conv` beside `output_gate`: expected one of them"));
+        }
+        if let Some(eps) = self.qk_norm.as_ref().map(|n| n.eps).filter(|e| !(*e >= 0.0 && e.is_finite())) {
+            issues.push(Issue::new("qk_norm.eps", format!("expected a number >= 0, found {eps}")));
         }
         issues.extend(self.rel_bias.and_then(|bias| bias.check("rel_bias")));
         issues.extend(self.cope.as_ref().and_then(|cope| in_range("cope.npos_max", cope.npos_max, 1)));

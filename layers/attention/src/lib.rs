@@ -19,7 +19,7 @@
 //! | conv | `conv1d.weight`, `conv1d.bias` | (p (h + 2 h_kv), 1, k), oldest tap first |
 //! | T5 bias | `relative_attention_bias.weight` | (buckets, h) |
 //! | CoPE | `cope.pos_emb` | (p, npos) or (h, p, npos) |
-//! | norms on q, k | `q_norm.weight`, `k_norm.weight` | (p) |
+//! | norms on q, k | `q_norm.weight`, `k_norm.weight` | (p); across heads (h p), (h_kv p) |
 //! | output map | `out_proj.weight` (`.bias`) | (d, h p) |
 //!
 //! Names and orders as in state-spaces/mamba `mha.py`. Its prefill keeps the convolved q, k, v as convolution state; here
@@ -87,16 +87,19 @@ impl Attention {
                 Ok((weight, vb.get_f32(width, "bias", Init::linear(k))?))
             })
             .transpose()?;
-        let norm = |name| {
-            let norm = |c: &QkNorm| match c.unit_offset {
-                true => Norm::with_unit_offset(p, c.eps, &vb.pp(name)),
-                false => Norm::new(p, NormConfig { kind: NormKind::Rms, eps: c.eps }, &vb.pp(name)),
+        let norm = |name, heads: usize| {
+            let norm = |c: &QkNorm| {
+                let width = if c.across_heads { heads * p } else { p };
+                match c.unit_offset {
+                    true => Norm::with_unit_offset(width, c.eps, &vb.pp(name)),
+                    false => Norm::new(width, NormConfig { kind: NormKind::Rms, eps: c.eps }, &vb.pp(name)),
+                }
             };
             config.qk_norm.as_ref().map(norm).transpose()
         };
         Ok(Self {
-            q_norm: norm("q_norm")?,
-            k_norm: norm("k_norm")?,
+            q_norm: norm("q_norm", h)?,
+            k_norm: norm("k_norm", kv)?,
             positions: Positions::new(d_model, config, vb)?,
             out_proj: Linear::new(h * p, d_model, config.out_bias, &vb.pp("out_proj"))?,
             groups: vb.groups(),
@@ -115,15 +118,14 @@ impl Attention {
 
     /// qkv (b, l, queries + 2 keys), convolved, -> heads with norms and positions applied.
     fn split(&self, qkv: &Tensor, positions: &[usize], cu_seqlens: Option<&[usize]>) -> Result<Heads> {
+        let turn = |t: Tensor, norm: &Option<Norm>| {
+            self.positions.turn(self.normed(t, norm.as_ref())?, positions, cu_seqlens)
+        };
         let (b, l, _) = qkv.dims3()?;
         let (h, kv, p) = (self.heads, self.kv_heads, self.head_dim);
         let (queries, keys) = self.config.widths(p);
         let part =
             |start, heads: usize, p| qkv.narrow(D::Minus1, start, heads * p)?.reshape((b, l, heads, p));
-        let turn = |t: Tensor, norm: &Option<Norm>| {
-            let t = norm.as_ref().map_or(Ok(t.clone()), |n| n.forward(&t))?;
-            self.positions.turn(t, positions, cu_seqlens)
-        };
         let (q, gate) = match self.config.output_gate {
             false => (part(0, h, p)?, None),
             true => {
@@ -138,6 +140,17 @@ impl Attention {
             v: part(queries + keys, kv, p)?,
             gate,
         })
+    }
+
+    /// Queries or keys, (b, l, heads, p), normed where configured.
+    fn normed(&self, t: Tensor, norm: Option<&Norm>) -> Result<Tensor> {
+        match (norm, &self.config.qk_norm) {
+            (Some(norm), Some(QkNorm { across_heads: true, .. })) => {
+                norm.forward(&t.flatten_from(2)?)?.reshape(t.shape())
+            }
+            (Some(norm), _) => norm.forward(&t),
+            (None, _) => Ok(t),
+        }
     }
 
     /// Head outputs (b, l, h p), gated where configured, -> (b, l, d).

@@ -22,7 +22,7 @@ pub(crate) fn cases() -> Vec<Case> {
             n_kv_heads: Some(2),
             qkv_bias: true,
             out_bias: true,
-            qk_norm: Some(QkNorm { eps: 1e-6, unit_offset: false }),
+            qk_norm: Some(QkNorm::new(1e-6)),
             rope: rope(None, true),
             ..attention.clone()
         }),
@@ -55,10 +55,18 @@ pub(crate) fn cases() -> Vec<Case> {
         Box::new(AttentionConfig { cope: cope(30, true), window: Some(9), ..grouped.clone() }),
     );
     add(
+        "attention normed across heads",
+        Box::new(AttentionConfig {
+            qk_norm: Some(QkNorm { across_heads: true, ..QkNorm::new(1e-6) }),
+            rope: rope(None, false),
+            ..grouped.clone()
+        }),
+    );
+    add(
         "attention gated",
         Box::new(AttentionConfig {
             output_gate: true,
-            qk_norm: Some(QkNorm { eps: 1e-6, unit_offset: true }),
+            qk_norm: Some(QkNorm { unit_offset: true, ..QkNorm::new(1e-6) }),
             rope: rope(Some(2), false),
             qkv_bias: true,
             ..grouped
