@@ -5,7 +5,7 @@ use half::vec::HalfBitsVecExt;
 use half::{bf16, f16};
 use rayon::prelude::*;
 
-use super::{Stored, StoredType};
+use super::{Stored, StoredType, View};
 use crate::files::Mapped;
 use crate::{Error, Result};
 
@@ -21,70 +21,41 @@ pub(super) struct Converted {
     pub(super) non_finite: usize,
 }
 
-/// The tensor with its elements in `dtype`, in a shape of the same size; the file's pages are let go of.
+/// Elements of a stored tensor.
+pub(super) struct Source<'a> {
+    pub(super) file: &'a Mapped,
+    pub(super) stored: &'a Stored,
+    pub(super) view: &'a View,
+}
+
+/// The elements of all sources, one source after the other, plus a constant, in `dtype` and a shape of the same size; the
+/// files' pages are let go of.
 ///
 /// # Errors
-/// If the stored type is no number, or `dtype` is not one of f64, f32, f16 and bf16.
+/// If a stored type is no number, or `dtype` is not one of f64, f32, f16 and bf16.
 pub(super) fn convert(
-    file: &Mapped,
-    stored: &Stored,
+    sources: &[Source<'_>],
     shape: &[usize],
     dtype: DType,
     device: &Device,
+    plus: f64,
 ) -> Result<Converted> {
     match dtype {
-        DType::F64 => to::<f64>(file, stored, shape, device),
-        DType::F32 => to::<f32>(file, stored, shape, device),
-        DType::F16 => to::<f16>(file, stored, shape, device),
-        DType::BF16 => to::<bf16>(file, stored, shape, device),
+        DType::F64 => to::<f64>(sources, shape, device, plus),
+        DType::F32 => to::<f32>(sources, shape, device, plus),
+        DType::F16 => to::<f16>(sources, shape, device, plus),
+        DType::BF16 => to::<bf16>(sources, shape, device, plus),
         _ => Err(Error::new(format!("weights can be f64, f32, f16 or bf16, not {dtype:?}"))),
     }
 }
 
-fn to<T: Target>(file: &Mapped, stored: &Stored, shape: &[usize], device: &Device) -> Result<Converted> {
-    let (values, non_finite) = match stored.dtype {
-        StoredType::F64 => values::<f64, T>(file, stored),
-        StoredType::F32 => values::<f32, T>(file, stored),
-        StoredType::F16 => values::<f16, T>(file, stored),
-        StoredType::BF16 => values::<bf16, T>(file, stored),
-        StoredType::I64 => values::<i64, T>(file, stored),
-        StoredType::I32 => values::<i32, T>(file, stored),
-        StoredType::I16 => values::<i16, T>(file, stored),
-        StoredType::I8 => values::<i8, T>(file, stored),
-        StoredType::U64 => values::<u64, T>(file, stored),
-        StoredType::U32 => values::<u32, T>(file, stored),
-        StoredType::U16 => values::<u16, T>(file, stored),
-        StoredType::U8 => values::<u8, T>(file, stored),
-        StoredType::Bool | StoredType::Unknown | StoredType::Other { .. } => {
-            let message = format!("{} has elements of type {}, expected numbers", stored.name, stored.dtype);
-            return Err(Error::at(file.path(), message).hint("use a checkpoint in bf16, f16 or f32"));
-        }
-    };
-    Ok(Converted { tensor: Tensor::from_vec(values, shape, device)?, non_finite })
-}
-
-fn values<S: Element, T: Target>(file: &Mapped, stored: &Stored) -> (Vec<T>, usize) {
-    let mut values = T::zeros(stored.elements);
-    let range = stored.offset..stored.offset + stored.bytes;
-    let bytes = &file.bytes()[range.clone()];
-    if let Some(strides) = &stored.strides {
-        gather::<S, T>(bytes, &stored.shape, strides, &mut values);
-        file.release(range);
-    } else {
-        let per_piece = PIECE / S::WIDTH;
-        for (i, piece) in values.chunks_mut(per_piece).enumerate() {
-            let start = i * PIECE;
-            let bytes = &bytes[start..start + piece.len() * S::WIDTH];
-            if piece.len() <= TASK {
-                cast_all::<S, T>(bytes, piece);
-            } else {
-                candle_core::utils::with_threadpool(|| {
-                    let tasks = piece.par_chunks_mut(TASK).zip(bytes.par_chunks(TASK * S::WIDTH));
-                    tasks.for_each(|(values, bytes)| cast_all::<S, T>(bytes, values));
-                });
-            }
-            file.release(range.start + start..range.start + start + bytes.len());
-        }
+fn to<T: Target>(sources: &[Source<'_>], shape: &[usize], device: &Device, plus: f64) -> Result<Converted> {
+    let mut values = T::zeros(sources.iter().map(|s| s.view.elements()).sum());
+    let mut rest = &mut values[..];
+    for source in sources {
+        let (mine, others) = rest.split_at_mut(source.view.elements());
+        read(source, mine, plus)?;
+        rest = others;
     }
     let count = |values: &[T]| values.iter().filter(|v| !v.finite()).count();
     let non_finite = if values.len() <= TASK {
@@ -92,33 +63,95 @@ fn values<S: Element, T: Target>(file: &Mapped, stored: &Stored) -> (Vec<T>, usi
     } else {
         candle_core::utils::with_threadpool(|| values.par_chunks(TASK).map(count).sum())
     };
-    (values, non_finite)
+    Ok(Converted { tensor: Tensor::from_vec(values, shape, device)?, non_finite })
 }
 
-fn cast_all<S: Element, T: Target>(bytes: &[u8], values: &mut [T]) {
-    for (value, bytes) in values.iter_mut().zip(bytes.chunks_exact(S::WIDTH)) {
-        *value = cast::<S, T>(bytes);
+fn read<T: Target>(source: &Source<'_>, values: &mut [T], plus: f64) -> Result<()> {
+    match source.stored.dtype {
+        StoredType::F64 => read_as::<f64, T>(source, values, plus),
+        StoredType::F32 => read_as::<f32, T>(source, values, plus),
+        StoredType::F16 => read_as::<f16, T>(source, values, plus),
+        StoredType::BF16 => read_as::<bf16, T>(source, values, plus),
+        StoredType::I64 => read_as::<i64, T>(source, values, plus),
+        StoredType::I32 => read_as::<i32, T>(source, values, plus),
+        StoredType::I16 => read_as::<i16, T>(source, values, plus),
+        StoredType::I8 => read_as::<i8, T>(source, values, plus),
+        StoredType::U64 => read_as::<u64, T>(source, values, plus),
+        StoredType::U32 => read_as::<u32, T>(source, values, plus),
+        StoredType::U16 => read_as::<u16, T>(source, values, plus),
+        StoredType::U8 => read_as::<u8, T>(source, values, plus),
+        StoredType::Bool | StoredType::Unknown | StoredType::Other { .. } => {
+            let stored = source.stored;
+            let message = format!("{} has elements of type {}, expected numbers", stored.name, stored.dtype);
+            return Err(Error::at(source.file.path(), message).hint("use a checkpoint in bf16, f16 or f32"));
+        }
+    }
+    Ok(())
+}
+
+fn read_as<S: Element, T: Target>(source: &Source<'_>, values: &mut [T], plus: f64) {
+    let Source { file, stored, view } = source;
+    if values.is_empty() {
+        return;
+    }
+    if view.run() < values.len() {
+        let range = stored.offset..stored.offset + stored.bytes;
+        gather::<S, T>(&file.bytes()[range.clone()], view, values, plus);
+        file.release(range);
+        return;
+    }
+    let first = stored.offset + view.start * S::WIDTH;
+    for (i, piece) in values.chunks_mut(PIECE / S::WIDTH).enumerate() {
+        let start = first + i * PIECE;
+        let range = start..start + piece.len() * S::WIDTH;
+        let bytes = &file.bytes()[range.clone()];
+        if piece.len() <= TASK {
+            cast_all::<S, T>(bytes, piece, plus);
+        } else {
+            candle_core::utils::with_threadpool(|| {
+                let tasks = piece.par_chunks_mut(TASK).zip(bytes.par_chunks(TASK * S::WIDTH));
+                tasks.for_each(|(values, bytes)| cast_all::<S, T>(bytes, values, plus));
+            });
+        }
+        file.release(range);
     }
 }
 
-/// Elements in row-major order from a view with strides.
-fn gather<S: Element, T: Target>(bytes: &[u8], shape: &[usize], strides: &[usize], values: &mut [T]) {
-    let Some((&inner, outer)) = shape.split_last().filter(|_| !values.is_empty()) else { return };
-    let step = strides[outer.len()];
-    let mut index = vec![0usize; outer.len()];
-    for row in values.chunks_exact_mut(inner) {
-        let start: usize = index.iter().zip(strides).map(|(i, stride)| i * stride).sum();
+fn cast_all<S: Element, T: Target>(bytes: &[u8], values: &mut [T], plus: f64) {
+    let pairs = values.iter_mut().zip(bytes.chunks_exact(S::WIDTH));
+    if plus == 0.0 {
+        pairs.for_each(|(value, bytes)| *value = cast::<S, T>(bytes));
+    } else {
+        pairs.for_each(|(value, bytes)| *value = T::of_f64(S::read(bytes).f64() + plus));
+    }
+}
+
+/// Elements in row-major order of a view that jumps.
+fn gather<S: Element, T: Target>(bytes: &[u8], view: &View, values: &mut [T], plus: f64) {
+    let Some((&inner, outer)) = view.shape.split_last() else { return };
+    let step = view.strides[outer.len()];
+    let row = |number: usize, row: &mut [T]| {
+        let (mut at, mut rest) = (view.start, number);
+        for (&d, &stride) in outer.iter().zip(&view.strides).rev() {
+            at += rest % d * stride;
+            rest /= d;
+        }
+        if step == 1 || inner == 1 {
+            cast_all::<S, T>(&bytes[at * S::WIDTH..(at + inner) * S::WIDTH], row, plus);
+            return;
+        }
         for (j, value) in row.iter_mut().enumerate() {
-            let at = (start + j * step) * S::WIDTH;
-            *value = cast::<S, T>(&bytes[at..at + S::WIDTH]);
+            let element = (at + j * step) * S::WIDTH;
+            cast_all::<S, T>(&bytes[element..element + S::WIDTH], std::slice::from_mut(value), plus);
         }
-        for (i, &d) in index.iter_mut().zip(outer).rev() {
-            *i += 1;
-            if *i < d {
-                break;
-            }
-            *i = 0;
-        }
+    };
+    if values.len() <= TASK {
+        values.chunks_exact_mut(inner).enumerate().for_each(|(i, values)| row(i, values));
+    } else {
+        candle_core::utils::with_threadpool(|| {
+            let rows = values.par_chunks_exact_mut(inner).with_min_len((TASK / inner).max(1));
+            rows.enumerate().for_each(|(i, values)| row(i, values));
+        });
     }
 }
 
@@ -213,6 +246,12 @@ mod tests {
         (file, mapped)
     }
 
+    fn all(file: &Mapped, stored: &Stored, dtype: DType) -> Result<Converted> {
+        let view = stored.view();
+        let source = Source { file, stored, view: &view };
+        convert(&[source], &stored.shape, dtype, &Device::Cpu, 0.0)
+    }
+
     fn stored(
         dtype: StoredType,
         shape: &[usize],
@@ -233,7 +272,7 @@ mod tests {
         let (_keep, file) = file(&bytes);
         let stored = stored(StoredType::F32, &[n], None, 1, 4 * n);
         for dtype in [DType::F64, DType::F32, DType::F16, DType::BF16] {
-            let read = convert(&file, &stored, &[n], dtype, &Device::Cpu).unwrap();
+            let read = all(&file, &stored, dtype).unwrap();
             assert_eq!((read.tensor.dtype(), read.non_finite), (dtype, 0));
             let back = read.tensor.to_dtype(DType::F32).unwrap().to_vec1::<f32>().unwrap();
             assert!(back == source, "{dtype:?}");
@@ -245,7 +284,7 @@ mod tests {
     fn one_rounding_only() {
         let value = 1.0 + 2f64.powi(-9) + 2f64.powi(-40);
         let (_keep, file) = file(&value.to_le_bytes());
-        let read = convert(&file, &stored(StoredType::F64, &[1], None, 0, 8), &[1], DType::F16, &Device::Cpu);
+        let read = all(&file, &stored(StoredType::F64, &[1], None, 0, 8), DType::F16);
         assert_eq!(read.unwrap().tensor.to_vec1::<f16>().unwrap(), [f16::from_f64(value)]);
     }
 
@@ -254,11 +293,11 @@ mod tests {
         let source = [0.0f32, 1.0, f32::NAN, 3.0, 4.0, f32::INFINITY];
         let (_keep, file) = file(&source.map(f32::to_le_bytes).concat());
         let view = stored(StoredType::F32, &[3, 2], Some(vec![1, 3]), 0, 24);
-        let read = convert(&file, &view, &[3, 2], DType::F64, &Device::Cpu).unwrap();
+        let read = all(&file, &view, DType::F64).unwrap();
         assert_eq!(read.non_finite, 2);
         let rows = read.tensor.to_vec2::<f64>().unwrap();
         assert_eq!((rows[0].as_slice(), rows[1].as_slice()), (&[0.0, 3.0][..], &[1.0, 4.0][..]));
         let bools = stored(StoredType::Bool, &[2], None, 0, 2);
-        assert!(convert(&file, &bools, &[2], DType::F32, &Device::Cpu).is_err());
+        assert!(all(&file, &bools, DType::F32).is_err());
     }
 }

@@ -6,6 +6,7 @@ mod pickle;
 mod safetensors;
 mod shards;
 mod torch;
+mod view;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -13,6 +14,7 @@ use std::path::{Path, PathBuf};
 use candle_core::{DType, Device, Tensor};
 
 pub use dtype::StoredType;
+pub use view::View;
 
 use crate::files::{Mapped, inside};
 use crate::{Error, Result};
@@ -56,6 +58,17 @@ pub struct Read {
     pub non_finite: usize,
 }
 
+impl Stored {
+    /// All of its elements.
+    pub fn view(&self) -> View {
+        let whole = View::whole(&self.shape);
+        match &self.strides {
+            Some(strides) => View { strides: strides.clone(), ..whole },
+            None => whole,
+        }
+    }
+}
+
 impl Checkpoint {
     /// The weights of a folder: `model.safetensors`, else its shards by `model.safetensors.index.json`, else
     /// `pytorch_model.bin`, else its shards by `pytorch_model.bin.index.json`, else Lightning's `weights.ckpt`, else the
@@ -64,6 +77,20 @@ impl Checkpoint {
     /// # Errors
     /// If there are none, or several `.pth` files, or a file is damaged, holds code, or lies outside of the folder.
     pub fn open(folder: &Path) -> Result<Self> {
+        Self::find(folder)?.ok_or_else(|| {
+            Error::at(
+                folder,
+                "expected model.safetensors or pytorch_model.bin (or shards with an index), or a .pth file, found none",
+            )
+            .hint("name the folder that holds config.json and the weights")
+        })
+    }
+
+    /// As [`Checkpoint::open`]; `None` if the folder holds no weights.
+    ///
+    /// # Errors
+    /// As for [`Checkpoint::open`], but for weights that are not there.
+    pub fn find(folder: &Path) -> Result<Option<Self>> {
         if !folder.is_dir() {
             return Err(Error::at(folder, "expected a folder with a checkpoint, found none")
                 .hint("name the folder that holds config.json and the weights"));
@@ -72,24 +99,19 @@ impl Checkpoint {
             let (whole, index) = (folder.join(stem), folder.join(format!("{stem}.index.json")));
             // symlink_metadata: a dangling link is an error to report, not an absent file.
             if whole.symlink_metadata().is_ok() {
-                return Self::open_files(&[whole]);
+                return Self::open_files(&[whole]).map(Some);
             }
             if index.symlink_metadata().is_ok() {
-                return shards::open(folder, &index);
+                return shards::open(folder, &index).map(Some);
             }
         }
         match &pth_files(folder)?[..] {
-            [] => Err(Error::at(
-                folder,
-                "expected model.safetensors or pytorch_model.bin (or shards with an index), or a .pth file, found none",
-            )
-            .hint("name the folder that holds config.json and the weights")),
-            [name] => Self::open_files(&[inside(folder, name)?]),
-            [first, second, ..] => Err(Error::at(
-                folder,
-                format!("expected one .pth file, found several: {first}, {second}"),
-            )
-            .hint("move the one to load into a folder of its own")),
+            [] => Ok(None),
+            [name] => Self::open_files(&[inside(folder, name)?]).map(Some),
+            [first, second, ..] => {
+                Err(Error::at(folder, format!("expected one .pth file, found several: {first}, {second}"))
+                    .hint("move the one to load into a folder of its own"))
+            }
         }
     }
 
@@ -130,6 +152,16 @@ impl Checkpoint {
         self.files[stored.file].path()
     }
 
+    /// Without any tensor: of a folder that holds a configuration alone.
+    pub fn empty() -> Self {
+        Self { files: Vec::new(), tensors: BTreeMap::new() }
+    }
+
+    /// Whether there are no tensors.
+    pub fn is_empty(&self) -> bool {
+        self.tensors.is_empty()
+    }
+
     /// Reads a tensor in `dtype`, straight from the file to its place in memory; the file's pages are let go of.
     ///
     /// # Errors
@@ -137,13 +169,38 @@ impl Checkpoint {
     pub fn read(&self, name: &str, shape: &[usize], dtype: DType, device: &Device) -> Result<Read> {
         let stored =
             self.get(name).ok_or_else(|| Error::new(format!("the checkpoint has no tensor {name}")))?;
-        let elements = shape.iter().try_fold(1usize, |n, &d| n.checked_mul(d));
-        if elements != Some(stored.elements) {
-            let message = format!("{name}: expected shape {shape:?}, found {:?}", stored.shape);
-            return Err(Error::at(self.path(stored), message));
+        self.read_views(&[(stored, stored.view())], shape, dtype, device, 0.0)
+    }
+
+    /// Reads parts of tensors, one after the other in row-major order, with `plus` added to every element: each from its
+    /// file straight to its place in memory.
+    ///
+    /// # Errors
+    /// If they have not as many elements as `shape` together, or are no numbers.
+    pub fn read_views(
+        &self,
+        parts: &[(&Stored, View)],
+        shape: &[usize],
+        dtype: DType,
+        device: &Device,
+        plus: f64,
+    ) -> Result<Read> {
+        let expected = shape.iter().try_fold(1usize, |n, &d| n.checked_mul(d));
+        let found = parts.iter().try_fold(0usize, |n, (_, view)| n.checked_add(view.elements()));
+        if expected.is_none() || expected != found {
+            let list: Vec<String> =
+                parts.iter().map(|(stored, view)| format!("{} {:?}", stored.name, view.shape)).collect();
+            let message = format!("{}: expected shape {shape:?}", list.join(" + "));
+            return Err(match parts.first() {
+                Some((stored, _)) => Error::at(self.path(stored), message),
+                None => Error::new(message),
+            });
         }
-        let file = &self.files[stored.file];
-        let converted = convert::convert(file, stored, shape, dtype, device)?;
+        let sources: Vec<convert::Source<'_>> = parts
+            .iter()
+            .map(|(stored, view)| convert::Source { file: &self.files[stored.file], stored, view })
+            .collect();
+        let converted = convert::convert(&sources, shape, dtype, device, plus)?;
         Ok(Read { tensor: converted.tensor, non_finite: converted.non_finite })
     }
 

@@ -22,7 +22,7 @@ use std::sync::Arc;
 
 pub use fields::Fields;
 pub use json::{number, read as read_json};
-pub use names::Names;
+pub use names::{Destination, Join, Names, Piece};
 use semisep_core::MixerConfig;
 use semisep_models::normal::{Architecture, Branch, Layer, Merge, Stage};
 

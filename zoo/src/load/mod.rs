@@ -1,5 +1,6 @@
 //! From a folder to a model: configuration, a plan that accounts for every tensor, then the weights, read once.
 
+mod recipes;
 mod report;
 mod weights;
 
@@ -7,12 +8,13 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use candle_core::{DType, Device};
+use recipes::Tensors;
 pub use report::{LoadedTensor, Mismatch, Report};
 use semisep_core::VarBuilder;
 use semisep_models::LanguageModel;
 use semisep_models::normal::Architecture;
 pub use weights::Progress;
-use weights::{Plan, Tensors, Weights};
+use weights::{Plan, Weights};
 
 use crate::checkpoint::Checkpoint;
 use crate::import;
@@ -105,6 +107,24 @@ pub fn plan(folder: &Path, options: &LoadOptions) -> Result<Planned> {
         report,
         tensors,
     })
+}
+
+/// The architecture of a folder, and what its importer overruled. Weights, if there are any, must fit; a folder with a
+/// configuration alone will do.
+///
+/// # Errors
+/// As for [`plan`], but for weights that are not there.
+pub fn describe(folder: &Path) -> Result<(Architecture, Vec<String>)> {
+    match Checkpoint::find(folder)? {
+        Some(_) => {
+            let planned = plan(folder, &LoadOptions::default())?;
+            Ok((planned.architecture, planned.report.notes))
+        }
+        None => {
+            let import = import::import(folder, &Checkpoint::empty())?;
+            Ok((import.architecture, import.notes))
+        }
+    }
 }
 
 impl Planned {

@@ -28,25 +28,25 @@ pub struct Report {
 pub struct LoadedTensor {
     /// The parameter's name.
     pub name: String,
-    /// Its name in the checkpoint.
+    /// Its name in the checkpoint; several, joined by ` + `, where it is put together.
     pub stored_as: String,
-    /// The shape in the checkpoint.
+    /// The shape in the checkpoint, of a tensor that is the parameter as it is.
     pub stored_shape: Vec<usize>,
     /// The parameter's shape: the same but for dimensions of 1.
     pub shape: Vec<usize>,
-    /// Its type in the checkpoint.
+    /// Its type in the checkpoint (that of its first part).
     pub dtype: StoredType,
 }
 
 /// A tensor of the wrong shape.
 #[derive(Debug, Clone)]
 pub struct Mismatch {
-    /// Its name in the checkpoint.
+    /// Its name in the checkpoint, or those of its parts.
     pub stored_as: String,
     /// What the configuration asks for.
     pub expected: Vec<usize>,
-    /// What the checkpoint holds.
-    pub found: Vec<usize>,
+    /// What the checkpoint holds, by part.
+    pub found: Vec<Vec<usize>>,
 }
 
 impl Report {
@@ -85,7 +85,8 @@ impl Report {
 
 impl fmt::Display for Mismatch {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: expected {:?}, found {:?}", self.stored_as, self.expected, self.found)
+        let found: Vec<String> = self.found.iter().map(|shape| format!("{shape:?}")).collect();
+        write!(f, "{}: expected {:?}, found {}", self.stored_as, self.expected, found.join(" + "))
     }
 }
 
