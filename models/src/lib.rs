@@ -9,6 +9,7 @@ pub mod normal;
 mod rank;
 mod registry;
 pub mod sampler;
+mod session;
 mod stack;
 
 pub use blueprint::Blueprint;
@@ -16,4 +17,5 @@ pub use describe::{Description, LayerRow, Totals, describe};
 pub use language_model::{LanguageModel, ModelState};
 pub use rank::{OffDiagonal, off_diagonal_rank, rank};
 pub use registry::{Registry, RegistryError};
+pub use session::Session;
 pub use stack::Stack;

@@ -1,7 +1,7 @@
 //! Files of a model folder: bounded reads of text, and read-only maps of weights.
 
 use std::fs::File;
-use std::io::{Read, Write};
+use std::io::{BufWriter, Read, Write};
 use std::ops::Range;
 use std::path::{Component, Path, PathBuf};
 
@@ -73,17 +73,32 @@ pub fn inside(folder: &Path, name: &str) -> Result<PathBuf> {
 /// # Errors
 /// If the folder cannot be written to.
 pub fn write(path: &Path, bytes: &[u8]) -> Result<()> {
-    let fail = |e: std::io::Error| Error::at(path, format!("cannot be written: {e}"));
+    write_with(path, |file| file.write_all(bytes).map_err(|e| cannot_write(path, &e)))
+}
+
+/// As [`write`], with what `fill` writes.
+///
+/// # Errors
+/// If the folder cannot be written to, or `fill` fails: then there is no file.
+pub fn write_with(path: &Path, fill: impl FnOnce(&mut BufWriter<&mut File>) -> Result<()>) -> Result<()> {
+    let fail = |e: std::io::Error| cannot_write(path, &e);
     let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let mut builder = tempfile::Builder::new();
     #[cfg(unix)]
     // As for any new file: what the umask allows, not the temporary file's owner alone.
     builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
     let mut file = builder.tempfile_in(folder).map_err(fail)?;
-    file.write_all(bytes).map_err(fail)?;
+    let mut buffer = BufWriter::with_capacity(1 << 20, file.as_file_mut());
+    fill(&mut buffer)?;
+    buffer.flush().map_err(fail)?;
+    drop(buffer);
     file.as_file().sync_all().map_err(fail)?;
     file.persist(path).map_err(|e| fail(e.error))?;
     Ok(())
+}
+
+pub(crate) fn cannot_write(path: &Path, error: &std::io::Error) -> Error {
+    Error::at(path, format!("cannot be written: {error}"))
 }
 
 /// A file mapped into memory for reading.

@@ -1,7 +1,7 @@
 //! Texts from a model: prompts in, text out as it comes, up to a stop string.
 
-use semisep_models::LanguageModel;
-use semisep_models::generate::{Finish, Flow, GenerateOptions, Generation, generate};
+use semisep_models::generate::{Finish, Flow, GenerateOptions, Generation};
+use semisep_models::{LanguageModel, Session};
 
 use crate::tokenizer::{Stream, Tokenizer};
 use crate::{Error, Result};
@@ -19,23 +19,22 @@ pub struct Completion {
     pub finish: Finish,
 }
 
-/// Continues each prompt; `on_text(row, text)` is called as text comes, never with half a character or any of a stop
-/// string.
+/// Continues each sequence of a session, whose last texts were `prompts`; `on_text(row, text)` is called as text comes,
+/// never with half a character or any of a stop string.
 ///
 /// # Errors
-/// If a prompt has no tokens, or tokens outside the model's vocabulary.
+/// If the session cannot be gone on from, or has tokens outside the model's vocabulary.
 pub fn complete(
     model: &LanguageModel,
     tokenizer: &Tokenizer,
-    prompts: &[String],
+    (session, prompts): (&mut Session, &[String]),
     stops: &[String],
     options: &GenerateOptions,
     on_text: &mut dyn FnMut(usize, &str) -> Result<()>,
 ) -> Result<(Vec<Completion>, Generation)> {
-    let ids = prompts.iter().map(|p| tokenizer.encode(p)).collect::<Result<Vec<_>>>()?;
     let mut rows: Vec<Row> = prompts.iter().map(|_| Row::new(stops)).collect();
     let mut failure = None;
-    let generation = generate(model, &ids, options, &mut |row, token| {
+    let generation = session.generate(model, options, &mut |row, token| {
         let step =
             rows[row].push(tokenizer, token).and_then(|(text, flow)| on_text(row, &text).map(|()| flow));
         // After a failure nothing more is wanted of any row.

@@ -44,10 +44,22 @@ impl Tokenizer {
     /// # Errors
     /// If the tokenizer fails.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
+        self.encode_with(text, true)
+    }
+
+    /// The tokens of a piece of text: as [`Tokenizer::encode`], without special tokens around it.
+    ///
+    /// # Errors
+    /// If the tokenizer fails.
+    pub fn encode_piece(&self, text: &str) -> Result<Vec<u32>> {
+        self.encode_with(text, false)
+    }
+
+    fn encode_with(&self, text: &str, special: bool) -> Result<Vec<u32>> {
         match self {
             Self::Trained(tokenizer) => {
                 let encoding =
-                    tokenizer.encode(text, true).map_err(|e| Error::new(format!("tokenizer: {e}")))?;
+                    tokenizer.encode(text, special).map_err(|e| Error::new(format!("tokenizer: {e}")))?;
                 Ok(encoding.get_ids().to_vec())
             }
             Self::Bytes => Ok(text.bytes().map(u32::from).collect()),
@@ -139,23 +151,39 @@ fn without_incomplete(text: &str) -> &str {
 /// # Errors
 /// If a file is damaged, or the value is something else.
 pub fn stop_tokens(folder: &Path) -> Result<Vec<u32>> {
+    Ok(token_ids(folder, "eos_token_id")?.unwrap_or_default())
+}
+
+/// The token that stands before a text: `bos_token_id`, else the first `eos_token_id`.
+///
+/// # Errors
+/// As for [`stop_tokens`].
+pub fn start_token(folder: &Path) -> Result<Option<u32>> {
+    let bos = token_ids(folder, "bos_token_id")?.unwrap_or_default();
+    Ok(bos.into_iter().chain(stop_tokens(folder)?).next())
+}
+
+fn token_ids(folder: &Path, key: &str) -> Result<Option<Vec<u32>>> {
     for name in ["generation_config.json", "config.json"] {
         let path = folder.join(name);
         if !path.exists() {
             continue;
         }
         let config = Fields::open(&path)?;
-        let Some(value) = config.get("eos_token_id") else { continue };
+        let Some(value) = config.get(key) else { continue };
         let id = |v: &serde_json::Value| v.as_u64().and_then(|id| u32::try_from(id).ok());
         let ids = match value {
             serde_json::Value::Array(ids) => ids.iter().map(id).collect(),
             one => id(one).map(|id| vec![id]),
         };
-        return ids.ok_or_else(|| {
-            Error::at(&path, format!("eos_token_id: expected a token id or a list of them, found {value}"))
-        });
+        return match ids {
+            Some(ids) => Ok(Some(ids)),
+            None => {
+                Err(Error::at(&path, format!("{key}: expected a token id or a list of them, found {value}")))
+            }
+        };
     }
-    Ok(Vec::new())
+    Ok(None)
 }
 
 #[cfg(test)]

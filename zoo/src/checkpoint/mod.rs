@@ -7,6 +7,7 @@ mod safetensors;
 mod shards;
 mod torch;
 mod view;
+mod write;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -15,6 +16,7 @@ use candle_core::{DType, Device, Tensor};
 
 pub use dtype::StoredType;
 pub use view::View;
+pub use write::write_safetensors;
 
 use crate::files::{Mapped, inside};
 use crate::{Error, Result};
@@ -135,6 +137,15 @@ impl Checkpoint {
             checkpoint.files.push(mapped);
         }
         Ok(checkpoint)
+    }
+
+    /// The `__metadata__` of the first file, if that is a safetensors file.
+    ///
+    /// # Errors
+    /// If its header is no valid one.
+    pub fn metadata(&self) -> Result<BTreeMap<String, String>> {
+        let file = self.files.first().filter(|f| f.path().extension().is_some_and(|e| e == "safetensors"));
+        file.map_or_else(|| Ok(BTreeMap::new()), |file| safetensors::metadata(file.bytes(), file.path()))
     }
 
     /// All tensors by name.

@@ -2,6 +2,7 @@
 //!
 //! The header is checked whole before any tensor is looked at, so that nothing later can point outside the file.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::path::Path;
 
@@ -21,6 +22,24 @@ const AGAIN: &str = "the file is damaged or not a safetensors file: download or 
 /// If the file is truncated, or its header is no valid one.
 pub(super) fn tensors(bytes: &[u8], file: usize, path: &Path) -> Result<Vec<Stored>> {
     parse(bytes, file).map_err(|message| Error::at(path, message).hint(AGAIN))
+}
+
+/// The texts of a file's `__metadata__`; other values there are passed over.
+///
+/// # Errors
+/// If the header is no valid one.
+pub(super) fn metadata(bytes: &[u8], path: &Path) -> Result<BTreeMap<String, String>> {
+    #[derive(serde::Deserialize)]
+    struct Texts {
+        #[serde(default)]
+        __metadata__: BTreeMap<String, serde_json::Value>,
+    }
+    let fail = |message: String| Error::at(path, message).hint(AGAIN);
+    let (header, _) = split(bytes).map_err(fail)?;
+    let texts: Texts =
+        serde_json::from_slice(header).map_err(|e| fail(format!("header is not valid: {e}")))?;
+    let text = |value: serde_json::Value| value.as_str().map(str::to_owned);
+    Ok(texts.__metadata__.into_iter().filter_map(|(key, value)| Some((key, text(value)?))).collect())
 }
 
 fn parse(bytes: &[u8], file: usize) -> Result<Vec<Stored>, String> {

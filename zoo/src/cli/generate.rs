@@ -1,7 +1,8 @@
 //! `semisep generate`
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
+use semisep_models::Session;
 use semisep_models::generate::{Finish, GenerateOptions, Generation};
 use semisep_models::sampler::SamplerOptions;
 use serde_json::json;
@@ -9,6 +10,8 @@ use serde_json::json;
 use super::model::ModelArgs;
 use super::{Outcome, print, say};
 use crate::files::read_text;
+use crate::load::Loaded;
+use crate::state_file;
 use crate::text::{Completion, check_options, complete};
 use crate::tokenizer::{Tokenizer, stop_tokens};
 use crate::{Error, Result};
@@ -54,6 +57,12 @@ pub(super) struct Args {
     /// Prompt tokens a forward pass
     #[arg(long, default_value_t = 512, value_name = "N")]
     prefill_chunk: usize,
+    /// Go on from the state in this file; a prompt is then added to what it has read
+    #[arg(long, value_name = "FILE")]
+    load_state: Option<PathBuf>,
+    /// Keep what the model remembers at the end in this file; with -n 0, of the prompt alone
+    #[arg(long, value_name = "FILE")]
+    save_state: Option<PathBuf>,
     /// Print one JSON object at the end
     #[arg(long)]
     json: bool,
@@ -76,26 +85,65 @@ impl Args {
             stop_tokens: Vec::new(),
         };
         check_options(&options)?;
+        let folder = self.save_state.as_deref().and_then(Path::parent).filter(|p| !p.as_os_str().is_empty());
+        if let Some(folder) = folder.filter(|folder| !folder.is_dir()) {
+            // Before the work, not after it.
+            return Err(Error::at(folder, "--save-state: expected a folder to write to, found none"));
+        }
         options.stop_tokens = stop_tokens(&self.model.folder)?;
         let loaded = self.model.load()?;
         let tokenizer = Tokenizer::open(&loaded.folder, &loaded.architecture.model)?;
+        let (mut session, prompts) = self.session(&loaded, &tokenizer, prompts)?;
         let live = prompts.len() == 1 && !self.json;
         let mut on_text = |_: usize, text: &str| if live { print(text) } else { Ok(()) };
-        let (completions, generation) =
-            complete(&loaded.model, &tokenizer, &prompts, &self.stop, &options, &mut on_text)?;
+        let (completions, generation) = complete(
+            &loaded.model,
+            &tokenizer,
+            (&mut session, &prompts),
+            &self.stop,
+            &options,
+            &mut on_text,
+        )?;
         match (live, self.json) {
             (true, _) => print("\n")?,
             (_, true) => print(&as_json(&completions, &generation))?,
             _ => print(&as_text(&completions))?,
         }
         say(&speed(&generation));
+        if let Some(path) = &self.save_state {
+            state_file::save(path, &session, &loaded.architecture)?;
+        }
         Ok(Outcome::Good)
+    }
+
+    /// What to continue, and the text of each sequence that this command line added.
+    fn session(
+        &self,
+        loaded: &Loaded,
+        tokenizer: &Tokenizer,
+        prompts: Vec<String>,
+    ) -> Result<(Session, Vec<String>)> {
+        let Some(path) = &self.load_state else {
+            let ids = prompts.iter().map(|p| tokenizer.encode(p)).collect::<Result<Vec<_>>>()?;
+            return Ok((Session::new(&loaded.model, &ids)?, prompts));
+        };
+        let mut session = state_file::load(path, &loaded.model, &loaded.architecture)?;
+        let rows = session.tokens().len();
+        let prompts = if prompts.is_empty() { vec![String::new(); rows] } else { prompts };
+        if prompts.len() != rows {
+            let message =
+                format!("the state has {rows} sequences, expected as many prompts, found {}", prompts.len());
+            return Err(Error::at(path, message));
+        }
+        let ids = prompts.iter().map(|p| tokenizer.encode_piece(p)).collect::<Result<Vec<_>>>()?;
+        session.extend(&ids)?;
+        Ok((session, prompts))
     }
 
     fn prompts(&self) -> Result<Vec<String>> {
         let files = self.prompt_file.iter().map(|path| read_text(path));
         let prompts = self.prompt.iter().cloned().map(Ok).chain(files).collect::<Result<Vec<_>>>()?;
-        if prompts.is_empty() {
+        if prompts.is_empty() && self.load_state.is_none() {
             return Err(
                 Error::new("expected a prompt, found none").hint("give --prompt TEXT or --prompt-file FILE")
             );

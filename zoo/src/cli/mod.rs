@@ -6,6 +6,7 @@ mod architecture;
 mod bench;
 mod check;
 mod describe;
+mod eval;
 mod generate;
 mod inspect;
 mod model;
@@ -39,6 +40,7 @@ enum Command {
     Inspect(inspect::Args),
     Verify(verify::Args),
     Generate(generate::Args),
+    Eval(eval::Args),
 }
 
 impl Command {
@@ -50,6 +52,7 @@ impl Command {
             Self::Inspect(args) => args.run(),
             Self::Verify(args) => args.run(),
             Self::Generate(args) => args.run(),
+            Self::Eval(args) => args.run(),
         }
     }
 }
