@@ -5,6 +5,7 @@ pub mod checkpoint;
 pub mod cli;
 mod error;
 pub mod eval;
+pub mod export;
 pub mod files;
 pub mod import;
 pub mod inspect;

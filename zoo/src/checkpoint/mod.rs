@@ -16,7 +16,7 @@ use candle_core::{DType, Device, Tensor};
 
 pub use dtype::StoredType;
 pub use view::View;
-pub use write::write_safetensors;
+pub use write::{TensorEntry, write_safetensors, write_tensors};
 
 use crate::files::{Mapped, inside};
 use crate::{Error, Result};

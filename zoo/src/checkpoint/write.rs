@@ -13,17 +13,60 @@ use crate::{Error, Result};
 /// Elements that are copied out of a tensor at a time.
 const PIECE: usize = 1 << 20;
 
+/// A tensor to write.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TensorEntry {
+    /// Its name.
+    pub name: String,
+    /// Its elements' type.
+    pub dtype: DType,
+    /// Its shape.
+    pub shape: Vec<usize>,
+}
+
+impl TensorEntry {
+    /// Its size.
+    pub fn bytes(&self) -> u64 {
+        self.shape.iter().product::<usize>() as u64 * self.dtype.size_in_bytes() as u64
+    }
+}
+
 /// Writes tensors in this order, with texts beside them; the whole file or none of it.
 ///
 /// # Errors
 /// If a tensor's dtype has no place in the format, or the file cannot be written.
 pub fn write_safetensors(path: &Path, metadata: &[(&str, &str)], tensors: &[(String, Tensor)]) -> Result<()> {
-    let header = header(metadata, tensors).map_err(|e| e.in_file(path))?;
+    let entry = |(name, t): &(String, Tensor)| TensorEntry {
+        name: name.clone(),
+        dtype: t.dtype(),
+        shape: t.dims().into(),
+    };
+    let entries: Vec<TensorEntry> = tensors.iter().map(entry).collect();
+    write_tensors(path, metadata, &entries, &mut |i| Ok(tensors[i].1.clone()))
+}
+
+/// As [`write_safetensors`], with the tensors that `get` gives by their place in `entries`, one at a time.
+///
+/// # Errors
+/// As there, or if `get` fails or gives another tensor than its entry says.
+pub fn write_tensors(
+    path: &Path,
+    metadata: &[(&str, &str)],
+    entries: &[TensorEntry],
+    get: &mut dyn FnMut(usize) -> Result<Tensor>,
+) -> Result<()> {
+    let header = header(metadata, entries).map_err(|e| e.in_file(path))?;
     write_with(path, |file| {
         let mut put = |bytes: &[u8]| file.write_all(bytes).map_err(|e| cannot_write(path, &e));
         put(&(header.len() as u64).to_le_bytes())?;
         put(header.as_bytes())?;
-        for (_, tensor) in tensors {
+        for (i, entry) in entries.iter().enumerate() {
+            let tensor = get(i)?;
+            if (tensor.dtype(), tensor.dims()) != (entry.dtype, &entry.shape[..]) {
+                let (dtype, shape) = (tensor.dtype(), tensor.dims());
+                let message = format!("{}: expected {entry:?}, found {dtype:?} {shape:?}", entry.name);
+                return Err(Error::at(path, message));
+            }
             let flat = tensor.flatten_all()?;
             let n = flat.elem_count();
             for start in (0..n).step_by(PIECE) {
@@ -35,20 +78,20 @@ pub fn write_safetensors(path: &Path, metadata: &[(&str, &str)], tensors: &[(Str
 }
 
 /// The header, padded so that the data starts at a multiple of 8 bytes.
-fn header(metadata: &[(&str, &str)], tensors: &[(String, Tensor)]) -> Result<String> {
+fn header(metadata: &[(&str, &str)], entries: &[TensorEntry]) -> Result<String> {
     let mut header = Map::new();
     if !metadata.is_empty() {
         let texts: Map<String, Value> = metadata.iter().map(|(k, v)| ((*k).into(), json!(v))).collect();
         header.insert("__metadata__".into(), texts.into());
     }
     let mut end = 0;
-    for (name, tensor) in tensors {
+    for entry in entries {
         let start = end;
-        end += tensor.elem_count() * tensor.dtype().size_in_bytes();
-        let entry =
-            json!({ "dtype": type_name(tensor)?, "shape": tensor.dims(), "data_offsets": [start, end] });
-        if header.insert(name.clone(), entry).is_some() {
-            return Err(Error::new(format!("two tensors are called {name}")));
+        end += entry.bytes();
+        let value =
+            json!({ "dtype": type_name(entry.dtype)?, "shape": entry.shape, "data_offsets": [start, end] });
+        if header.insert(entry.name.clone(), value).is_some() {
+            return Err(Error::new(format!("two tensors are called {}", entry.name)));
         }
     }
     let mut text = Value::Object(header).to_string();
@@ -56,8 +99,8 @@ fn header(metadata: &[(&str, &str)], tensors: &[(String, Tensor)]) -> Result<Str
     Ok(text)
 }
 
-fn type_name(tensor: &Tensor) -> Result<&'static str> {
-    match tensor.dtype() {
+fn type_name(dtype: DType) -> Result<&'static str> {
+    match dtype {
         DType::F64 => Ok("F64"),
         DType::F32 => Ok("F32"),
         DType::F16 => Ok("F16"),

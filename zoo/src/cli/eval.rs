@@ -10,11 +10,11 @@ use serde_json::json;
 
 use super::model::ModelArgs;
 use super::{Outcome, print};
+use crate::Result;
 use crate::eval::{PerplexityOptions, choose, perplexity, read_questions};
 use crate::files::read_text;
 use crate::load::Loaded;
 use crate::tokenizer::{Tokenizer, start_token};
-use crate::Result;
 
 /// Measure how well a model predicts text
 #[derive(Debug, clap::Args)]

@@ -7,7 +7,9 @@ mod bench;
 mod check;
 mod describe;
 mod eval;
+mod export;
 mod generate;
+mod import;
 mod inspect;
 mod model;
 mod verify;
@@ -41,6 +43,8 @@ enum Command {
     Verify(verify::Args),
     Generate(generate::Args),
     Eval(eval::Args),
+    Import(import::Args),
+    Export(export::Args),
 }
 
 impl Command {
@@ -53,6 +57,8 @@ impl Command {
             Self::Verify(args) => args.run(),
             Self::Generate(args) => args.run(),
             Self::Eval(args) => args.run(),
+            Self::Import(args) => args.run(),
+            Self::Export(args) => args.run(),
         }
     }
 }

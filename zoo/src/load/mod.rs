@@ -10,7 +10,7 @@ use std::sync::Arc;
 use candle_core::{DType, Device};
 use recipes::Tensors;
 pub use report::{LoadedTensor, Mismatch, Report};
-use semisep_core::VarBuilder;
+use semisep_core::{ParameterGroup, Source, VarBuilder};
 use semisep_models::LanguageModel;
 use semisep_models::normal::Architecture;
 pub use weights::Progress;
@@ -69,6 +69,8 @@ pub struct Planned {
     pub architecture: Architecture,
     /// What would be read.
     pub report: Report,
+    /// Every parameter of the model, in the order in which it asks for them.
+    pub parameters: Vec<ParameterGroup>,
     tensors: Arc<Tensors>,
 }
 
@@ -99,8 +101,9 @@ pub fn plan(folder: &Path, options: &LoadOptions) -> Result<Planned> {
              --allow-unexpected load regardless",
         ));
     }
-    built.map_err(|e| Error::at(folder, e))?;
+    let built = built.map_err(|e| Error::at(folder, e))?;
     Ok(Planned {
+        parameters: built.parameter_groups().to_vec(),
         folder: folder.into(),
         family: import.family,
         architecture: import.architecture,
@@ -128,6 +131,16 @@ pub fn describe(folder: &Path) -> Result<(Architecture, Vec<String>)> {
 }
 
 impl Planned {
+    /// The folder.
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// The checkpoint as a source of parameters under our names.
+    pub fn weights(&self) -> Arc<dyn Source> {
+        Arc::new(Weights::new(self.tensors.clone(), None))
+    }
+
     /// Bytes that will be read.
     pub fn bytes(&self) -> u64 {
         let bytes = |t: &LoadedTensor| t.dtype.bytes(t.shape.iter().product()).unwrap_or(0) as u64;
@@ -139,7 +152,7 @@ impl Planned {
     /// # Errors
     /// If memory cannot be had, or values are not finite.
     pub fn load(self, options: &LoadOptions) -> Result<Loaded> {
-        let Self { folder, family, architecture, mut report, tensors } = self;
+        let Self { folder, family, architecture, mut report, parameters: _, tensors } = self;
         let weights = Arc::new(Weights::new(tensors, options.progress.clone()));
         let vb = VarBuilder::new(weights.clone(), options.dtype, options.device.clone());
         let model = LanguageModel::new(&architecture, &vb).map_err(|e| Error::at(&folder, e))?;

@@ -1,0 +1,161 @@
+//! A model as a folder of files: weights as safetensors beside the blueprint or configuration that explains them.
+
+mod shards;
+
+use std::collections::BTreeSet;
+use std::path::Path;
+use std::sync::Arc;
+
+use candle_core::{DType, Device, Tensor};
+use semisep_core::{ParameterGroup, Source, VarBuilder};
+use semisep_models::LanguageModel;
+use semisep_models::normal::Architecture;
+use serde_json::{Map, Value};
+
+pub use shards::{MAX_SHARD_BYTES, parse_size};
+
+use crate::checkpoint::{StoredType, TensorEntry as Entry};
+use crate::import::Fields;
+use crate::load::Planned;
+use crate::{Error, Result, files};
+
+/// A model to write: its parameters are read one at a time.
+pub struct Exporter {
+    architecture: Architecture,
+    parameters: Vec<(ParameterGroup, DType)>,
+    source: Arc<dyn Source>,
+    /// Files of tokenizer and generation that go along: name and content.
+    beside: Vec<(String, Vec<u8>)>,
+}
+
+/// Files that go along with a model as they are.
+const BESIDE: [&str; 8] = [
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+    "generation_config.json",
+];
+
+impl Exporter {
+    /// The model of a checkpoint; each parameter in the type that it is stored in, or in `dtype` (norms, decays and the
+    /// like at least in f32).
+    ///
+    /// # Errors
+    /// If a file that goes along cannot be read.
+    pub fn of_checkpoint(planned: &Planned, dtype: Option<DType>) -> Result<Self> {
+        let loaded = &planned.report.loaded;
+        let stored = |p: &ParameterGroup| {
+            let found = loaded.iter().find(|t| t.name == p.name);
+            found.and_then(|t| StoredType::float(t.dtype)).unwrap_or(DType::F32)
+        };
+        let parameters = once(&planned.parameters).map(|p| {
+            let dtype = dtype.map_or_else(|| stored(p), |dtype| at_least(dtype, p));
+            (p.clone(), dtype)
+        });
+        Ok(Self {
+            architecture: planned.architecture.clone(),
+            parameters: parameters.collect(),
+            source: planned.weights(),
+            beside: beside(planned.folder())?,
+        })
+    }
+
+    /// A model with seeded random weights.
+    ///
+    /// # Errors
+    /// If the architecture cannot be built.
+    pub fn of_seed(architecture: Architecture, seed: u64, dtype: DType) -> Result<Self> {
+        let model = LanguageModel::new(&architecture, &VarBuilder::shapes(dtype))?;
+        let parameters = once(model.parameter_groups()).map(|p| (p.clone(), at_least(dtype, p))).collect();
+        Ok(Self {
+            architecture,
+            parameters,
+            source: Arc::new(semisep_core::Seeded { seed }),
+            beside: Vec::new(),
+        })
+    }
+
+    /// Writes `blueprint.toml` and `model.safetensors` (several and an index, where more than `max_shard_bytes`), under
+    /// our own names. The folder must not exist, or be empty; it appears whole or not at all.
+    ///
+    /// # Errors
+    /// If the folder holds files, or cannot be written to.
+    pub fn write(&self, out: &Path, max_shard_bytes: u64) -> Result<()> {
+        let entries: Vec<Entry> = self
+            .parameters
+            .iter()
+            .map(|(p, dtype)| Entry { name: p.name.clone(), dtype: *dtype, shape: p.shape.clone() })
+            .collect();
+        let mut get = |i: usize| self.read(i);
+        into_folder(out, |folder| {
+            files::write(&folder.join("blueprint.toml"), self.architecture.to_toml().as_bytes())?;
+            for (name, content) in &self.beside {
+                files::write(&folder.join(name), content)?;
+            }
+            shards::write(folder, &entries, &mut get, max_shard_bytes)
+        })
+    }
+
+    fn read(&self, i: usize) -> Result<Tensor> {
+        let (parameter, dtype) = &self.parameters[i];
+        Ok(self.source.get(parameter, *dtype, &Device::Cpu)?)
+    }
+}
+
+/// Shared parameters are asked for once a layer.
+fn once(parameters: &[ParameterGroup]) -> impl Iterator<Item = &ParameterGroup> {
+    let mut seen = BTreeSet::new();
+    parameters.iter().filter(move |p| seen.insert(&p.name))
+}
+
+fn at_least(dtype: DType, p: &ParameterGroup) -> DType {
+    if p.full_precision { semisep_kernels::state_dtype(dtype) } else { dtype }
+}
+
+/// What stands beside the weights in a folder: the tokenizer's files; without `generation_config.json`, one that holds
+/// the start and end tokens of `config.json`.
+fn beside(folder: &Path) -> Result<Vec<(String, Vec<u8>)>> {
+    let mut all = Vec::new();
+    for name in BESIDE.iter().filter(|name| folder.join(name).is_file()) {
+        all.push((name.to_string(), files::read_text(&files::inside(folder, name)?)?.into_bytes()));
+    }
+    let config = folder.join("config.json");
+    if config.is_file() && !all.iter().any(|(name, _)| name == "generation_config.json") {
+        let config = Fields::open(&config)?;
+        let keys = ["bos_token_id", "eos_token_id", "pad_token_id"];
+        let ids: Map<String, Value> =
+            keys.iter().filter_map(|&key| Some((key.into(), config.get(key)?.clone()))).collect();
+        if !ids.is_empty() {
+            all.push(("generation_config.json".into(), format!("{:#}\n", Value::from(ids)).into_bytes()));
+        }
+    }
+    Ok(all)
+}
+
+/// Lets `fill` write into a new folder, which takes the place of `out` once everything is there.
+fn into_folder(out: &Path, fill: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
+    let fail = |e: std::io::Error| files::cannot_write(out, &e);
+    if out.exists() && std::fs::read_dir(out).map_err(fail)?.next().is_some() {
+        return Err(Error::at(
+            out,
+            "expected a folder that does not exist yet or is empty, found one with files",
+        )
+        .hint("choose another --out"));
+    }
+    let parent = out.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    std::fs::create_dir_all(parent).map_err(fail)?;
+    let mut builder = tempfile::Builder::new();
+    #[cfg(unix)]
+    // As for any new folder: what the umask allows.
+    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o777));
+    let folder = builder.prefix(".export-").tempdir_in(parent).map_err(fail)?;
+    fill(folder.path())?;
+    std::fs::rename(folder.path(), out).map_err(fail)?;
+    // It has another name now: there is nothing left to remove.
+    let _ = folder.keep();
+    Ok(())
+}
