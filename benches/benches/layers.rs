@@ -16,7 +16,7 @@ use semisep_mamba2::Mamba2Config;
 const D: usize = 768;
 
 fn cases() -> Vec<(&'static str, Box<dyn MixerConfig>)> {
-    let rope = Some(RotaryConfig { dim: None, theta: 10_000.0, interleaved: false });
+    let rope = Some(RotaryConfig::default());
     vec![
         ("mamba1", Box::new(Mamba1Config::default())),
         ("mamba2", Box::new(Mamba2Config::default())),

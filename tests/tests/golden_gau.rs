@@ -20,11 +20,7 @@ fn config(case: &Case) -> GauConfig {
             other => panic!("{}: scale {other:?}", case.name),
         },
         scale_value: c["scale_value"].as_f64(),
-        rope: c["rope"].as_bool().unwrap().then_some(RotaryConfig {
-            dim: None,
-            theta: 1e4,
-            interleaved: false,
-        }),
+        rope: c["rope"].as_bool().unwrap().then(RotaryConfig::default),
         causal: c["causal"].as_bool().unwrap(),
         bias: c["bias"].as_bool().unwrap(),
     }

@@ -198,17 +198,6 @@ impl AttentionConfig {
         issues.extend(self.cope.as_ref().and_then(|cope| in_range("cope.npos_max", cope.npos_max, 1)));
         issues
     }
-
-    fn check_rope(&self, head_dim: usize) -> Option<Issue> {
-        let rope = self.rope.as_ref()?;
-        let dim = rope.dim.unwrap_or(head_dim);
-        if !(rope.theta > 0.0 && rope.theta.is_finite()) {
-            return Some(Issue::new("rope", format!("expected theta > 0, found {}", rope.theta)));
-        }
-        (dim == 0 || dim % 2 == 1 || dim > head_dim).then(|| {
-            Issue::new("rope", format!("expected an even dim up to head_dim = {head_dim}, found {dim}"))
-        })
-    }
 }
 
 impl MixerConfig for AttentionConfig {
@@ -241,7 +230,7 @@ impl MixerConfig for AttentionConfig {
             let heads = self.n_heads * if self.output_gate { 2 } else { 1 } + 2 * self.n_kv_heads();
             let width = self.head_dim(d_model).saturating_mul(heads);
             issues.extend(in_range("head_dim", width, 1));
-            issues.extend(self.check_rope(self.head_dim(d_model)));
+            issues.extend(self.rope.and_then(|rope| rope.check("rope", self.head_dim(d_model))));
         }
         issues
     }

@@ -41,7 +41,7 @@ pub use nested::Nested;
 pub use norm::{GatedRmsNorm, Norm, NormConfig, NormKind};
 pub use parameters::{ParameterGroup, Seeded, Shapes, Source, VarBuilder, Variables};
 pub use relative::{RelBiasConfig, RelativeBias, alibi_slopes, alibi_table};
-pub use rotary::{Rotary, RotaryConfig};
+pub use rotary::{Rotary, RotaryConfig, RotaryScaling};
 pub use semisep_kernels::Complex;
 pub use short_conv::{ShortConv, ShortConvs};
 pub use state::{State, StateKind};

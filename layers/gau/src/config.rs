@@ -112,14 +112,8 @@ impl MixerConfig for GauConfig {
         .flatten()
         .collect();
         if let Some(rope) = self.rope {
-            let dim = rope.dim.unwrap_or(self.d_qk);
-            if dim == 0 || dim % 2 == 1 || dim > self.d_qk {
-                let message = format!("expected an even dim up to d_qk = {}, found {dim}", self.d_qk);
-                issues.push(Issue::new("rope", message).help("set `rope.dim`, or make d_qk even"));
-            }
-            if !(rope.theta > 0.0 && rope.theta.is_finite()) {
-                issues.push(Issue::new("rope", format!("expected theta > 0, found {}", rope.theta)));
-            }
+            let issue = rope.check("rope", self.d_qk);
+            issues.extend(issue.map(|issue| issue.help("set `rope.dim`, or make d_qk even")));
         }
         issues
     }

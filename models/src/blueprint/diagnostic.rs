@@ -59,6 +59,11 @@ pub struct Diagnostics {
 }
 
 impl Diagnostics {
+    /// No problems.
+    pub fn none(file: &str) -> Self {
+        Self { file: file.into(), diagnostics: Vec::new(), source: String::new() }
+    }
+
     /// Sorted by place, each once.
     pub(super) fn new(file: &str, source: &str, mut diagnostics: Vec<Diagnostic>) -> Self {
         diagnostics.sort_by_key(|d| (d.span.start, d.severity as u8));

@@ -7,7 +7,7 @@ use crate::Case;
 
 pub(crate) fn cases() -> Vec<Case> {
     let attention = AttentionConfig { head_dim: Some(8), ..AttentionConfig::new(2) };
-    let rope = |dim, interleaved| Some(RotaryConfig { dim, theta: 100.0, interleaved });
+    let rope = |dim, interleaved| Some(RotaryConfig { dim, theta: 100.0, interleaved, scaling: None });
     let mut cases: Vec<Case> = Vec::new();
     let mut add = |name, config: Box<dyn MixerConfig>| cases.push((name, config));
     add("attention", Box::new(attention.clone()));

@@ -8,7 +8,7 @@ use crate::Case;
 pub(crate) fn cases() -> Vec<Case> {
     // So many features that some scores are positive whatever the seed: without any, all is zero.
     let gau = GauConfig { d_qk: 18, d_hidden: Some(14), ..Default::default() };
-    let rope = Some(RotaryConfig { dim: None, theta: 100.0, interleaved: false });
+    let rope = Some(RotaryConfig { theta: 100.0, ..RotaryConfig::default() });
     let mut cases: Vec<Case> = Vec::new();
     let mut add = |name, config: Box<dyn MixerConfig>| cases.push((name, config));
     // Without biases, beside which early weights are small.

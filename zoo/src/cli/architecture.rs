@@ -6,18 +6,20 @@ use semisep_models::normal::Architecture;
 use semisep_models::{Blueprint, Registry, blueprints};
 
 use super::say;
-use crate::load::{LoadOptions, plan};
+use crate::load;
 use crate::{Error, Result, files};
 
-/// The architecture of a shipped blueprint's name, a blueprint's file or a checkpoint's folder. Warnings go to standard
-/// error; no weight is read.
+/// The architecture of a shipped blueprint's name, a blueprint's file or a checkpoint's folder, with or without its weights.
+/// Warnings go to standard error; no weight is read.
 pub(super) fn open(name: &str) -> Result<Architecture> {
     let path = Path::new(name);
     if let Some(source) = blueprints::source(name) {
         return parse(name, source);
     }
     if path.is_dir() {
-        return Ok(plan(path, &LoadOptions::default())?.architecture);
+        let (architecture, notes) = load::describe(path)?;
+        notes.iter().for_each(|note| say(&format!("note: {note}")));
+        return Ok(architecture);
     }
     if !path.exists() && !name.contains(['/', '.']) {
         let names: Vec<&str> = blueprints::names().collect();

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use candle_core::DType;
 use semisep_models::blueprint::Diagnostics;
+use semisep_models::normal::Architecture;
 use semisep_models::{Blueprint, Registry, describe};
 use serde::Serialize;
 
@@ -11,13 +12,14 @@ use super::describe::grouped;
 use super::{Outcome, architecture, print};
 use crate::{Error, Result};
 
-/// Find all errors of blueprints, without building anything
+/// Find all errors of blueprints and checkpoints' configurations, without building anything
 ///
-/// Prints every error with its place, what was expected and what was found, and exits with 1 if there is any.
+/// Prints every error with its place, what was expected and what was found, and exits with 1 if there is any. Of a folder,
+/// its configuration is checked, and its weights, if they are there, against it.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
-    /// Blueprints
-    #[arg(value_name = "FILE", required = true)]
+    /// Blueprints, checkpoint folders
+    #[arg(value_name = "FILE|DIR", required = true)]
     files: Vec<PathBuf>,
     /// Print one JSON array, an object a file
     #[arg(long)]
@@ -30,6 +32,9 @@ struct Checked {
     valid: bool,
     #[serde(flatten)]
     found: Diagnostics,
+    /// What is wrong with a folder.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    error: Option<String>,
     #[serde(skip)]
     summary: String,
 }
@@ -50,19 +55,41 @@ impl Args {
 }
 
 fn check(file: &std::path::Path, registry: &Registry) -> Result<Checked> {
+    if file.is_dir() {
+        return folder(file);
+    }
     let source = architecture::source(file)?;
     match Blueprint::parse(&source, &file.display().to_string(), registry) {
-        Err(found) => Ok(Checked { valid: false, found, summary: String::new() }),
-        Ok(blueprint) => {
-            let described = describe(&blueprint.architecture(), 1, 1, DType::F32)?;
-            let (layers, parameters) = (described.layers.len(), grouped(described.total.parameters));
-            let summary = format!("{}, {layers} layers, {parameters} parameters", described.name);
-            Ok(Checked { valid: true, found: blueprint.warnings().clone(), summary })
-        }
+        Err(found) => Ok(Checked { valid: false, found, error: None, summary: String::new() }),
+        Ok(blueprint) => Ok(Checked {
+            valid: true,
+            found: blueprint.warnings().clone(),
+            error: None,
+            summary: summary(&blueprint.architecture())?,
+        }),
     }
+}
+
+/// A checkpoint's folder: what is wrong with it is one error.
+fn folder(path: &std::path::Path) -> Result<Checked> {
+    let name = path.display().to_string();
+    let found = Diagnostics::none(&name);
+    Ok(match architecture::open(&name) {
+        Ok(architecture) => Checked { valid: true, found, error: None, summary: summary(&architecture)? },
+        Err(e) => Checked { valid: false, found, error: Some(e.to_string()), summary: String::new() },
+    })
+}
+
+fn summary(architecture: &Architecture) -> Result<String> {
+    let described = describe(architecture, 1, 1, DType::F32)?;
+    let (layers, parameters) = (described.layers.len(), grouped(described.total.parameters));
+    Ok(format!("{}, {layers} layers, {parameters} parameters", described.name))
 }
 
 fn as_text(checked: &Checked) -> String {
     let found = if checked.found.is_empty() { String::new() } else { format!("{}\n", checked.found) };
+    if let Some(error) = &checked.error {
+        return format!("error: {error}\n");
+    }
     if checked.valid { format!("{found}{}: good ({})\n", checked.found.file, checked.summary) } else { found }
 }

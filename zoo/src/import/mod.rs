@@ -9,10 +9,12 @@ mod fla;
 mod gla_fla;
 mod hyenadna;
 mod json;
+mod layout;
 mod mamba_hf;
 mod names;
 mod retnet_fla;
 mod retnet_torchscale;
+mod rope;
 mod rwkv;
 mod state_spaces;
 mod stripedhyena;
@@ -173,7 +175,8 @@ impl Folder<'_> {
     fn tied(&self, said: Option<bool>, default: bool, embedding: &str) -> (bool, Option<String>) {
         let stored = |name| self.checkpoint.get(name);
         match (stored("lm_head.weight"), stored(embedding)) {
-            (None, _) => (said.unwrap_or(true), None),
+            // Without any weights the configuration's word counts.
+            (None, _) => (said.unwrap_or(default || !self.checkpoint.is_empty()), None),
             (Some(head), Some(embedding))
                 if said.unwrap_or(default) && !self.checkpoint.same(head, embedding) =>
             {

@@ -138,6 +138,7 @@ fn attention(cfg: &Fields, d_model: usize) -> Arc<dyn MixerConfig> {
         dim: Some(dim),
         theta: cfg.number("rotary_emb_base").unwrap_or(10_000.0),
         interleaved: cfg.flag_or("rotary_emb_interleaved", false),
+        scaling: None,
     });
     cfg.ignore(&["rotary_emb_base", "rotary_emb_interleaved"]);
     let config = AttentionConfig {

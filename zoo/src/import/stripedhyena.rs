@@ -115,9 +115,8 @@ fn attention(config: &Fields) -> Arc<dyn MixerConfig> {
     Arc::new(AttentionConfig {
         n_kv_heads: Some((heads / groups).max(1)),
         rope: Some(RotaryConfig {
-            dim: None,
             theta: config.number("rotary_emb_base").unwrap_or(10_000.0),
-            interleaved: false,
+            ..RotaryConfig::default()
         }),
         qkv_bias: config.flag_or("qkv_proj_bias", true),
         out_bias: config.flag_or("mha_out_proj_bias", true),
