@@ -9,7 +9,7 @@ use std::time::Instant;
 use candle_core::{DType, Device, Result, Tensor, Var};
 use semisep_kernels::{
     DecayScan, DecayStateUpdate, ScalarDecayScan, ScalarDecayStateUpdate, decay_scan, decay_state_update,
-    scalar_decay_scan, scalar_decay_state_update,
+    keep_freed_memory, scalar_decay_scan, scalar_decay_state_update,
 };
 
 const LENGTH: usize = 2048;
@@ -111,6 +111,7 @@ fn scalar(name: &str, log_decay: &Tensor) -> Result<()> {
 }
 
 fn main() -> Result<()> {
+    keep_freed_memory();
     println!("l = {LENGTH}, {HEADS} heads of {DIM}, f32");
     let raw = random(4, &[1, LENGTH, HEADS, DIM])?;
     let bonus = random(5, &[HEADS, DIM])?;

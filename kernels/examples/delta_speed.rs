@@ -11,7 +11,7 @@ use std::time::Instant;
 use candle_core::{DType, Device, Result, Tensor, Var};
 use semisep_kernels::{
     DeltaScan, DeltaUpdate, GatedDeltaRule, GatedDeltaRuleUpdate, delta_scan, delta_update, gated_delta_rule,
-    gated_delta_rule_update,
+    gated_delta_rule_update, keep_freed_memory,
 };
 
 const LENGTH: usize = 2048;
@@ -19,6 +19,7 @@ const HEADS: usize = 12;
 const WIDTH: usize = 64;
 
 fn main() -> Result<()> {
+    keep_freed_memory();
     println!("b 1, l {LENGTH}, h {HEADS}, n = p = {WIDTH}, f32; milliseconds, best of 5\n");
     println!("{:<34}{:>9}{:>9}{:>9}{:>12}", "", "chunks", "steps", "ratio", "+ backward");
     let keys = |seed| values(seed, &[1, LENGTH, HEADS, WIDTH]);
