@@ -45,7 +45,7 @@ impl Stack {
             let layer_built = match known {
                 Some(known) => known,
                 None => Arc::new(
-                    BuiltLayer::new(d_model, norm, layer, &vb.pp("layers").pp(i))
+                    BuiltLayer::new(d_model, norm, layer, &vb.layer(i, layers.len()))
                         .map_err(|e| e.context(format!("layer {i} ({})", layer.block)))?,
                 ),
             };

@@ -22,7 +22,7 @@ fn cases() -> Vec<Case> {
     cases.extend(conformance_cases::gla::cases());
     cases.extend(conformance_cases::griffin::cases());
     cases.extend(conformance_cases::h3::cases());
-    cases.extend(conformance_cases::hyena::cases());
+    cases.extend(conformance_cases::hgrn2::cases());
     cases.extend(conformance_cases::hyena::cases());
     cases.extend(conformance_cases::kan::cases());
     cases.extend(conformance_cases::mamba3::cases());
@@ -36,6 +36,7 @@ fn cases() -> Vec<Case> {
     cases.extend(conformance_cases::s5::cases());
     cases.extend(conformance_cases::s6::cases());
     cases.extend(conformance_cases::short_conv::cases());
+    cases.extend(conformance_cases::xlstm::cases());
     cases
 }
 

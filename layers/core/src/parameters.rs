@@ -88,6 +88,28 @@ pub struct VarBuilder {
     dtype: DType,
     device: Device,
     built: Arc<Mutex<Vec<ParameterGroup>>>,
+    /// What several layers hold together, by path.
+    common: Arc<Mutex<BTreeMap<String, Tensor>>>,
+    place: Option<Place>,
+    borrowed: Option<Borrowed>,
+}
+
+/// A layer's place in a stack.
+#[derive(Clone)]
+struct Place {
+    /// What the layers' paths begin with, `layers.N` left out.
+    root: String,
+    index: usize,
+    layers: usize,
+}
+
+/// For a part of a layer that holds another layer's parameters.
+#[derive(Clone)]
+struct Borrowed {
+    /// The same position in the name tree below the layer itself.
+    own: String,
+    /// What this part holds, whoever built it.
+    held: Arc<Mutex<Vec<ParameterGroup>>>,
 }
 
 impl fmt::Debug for VarBuilder {
@@ -99,7 +121,8 @@ impl fmt::Debug for VarBuilder {
 impl VarBuilder {
     /// Weights in `dtype` on `device`, from `source`.
     pub fn new(source: Arc<dyn Source>, dtype: DType, device: Device) -> Self {
-        Self { source, prefix: String::new(), dtype, device, built: Arc::default() }
+        let (built, common) = Default::default();
+        Self { source, prefix: String::new(), dtype, device, built, common, place: None, borrowed: None }
     }
 
     /// Seeded random weights.
@@ -129,13 +152,42 @@ impl VarBuilder {
 
     /// One level down the name tree.
     pub fn pp(&self, name: impl fmt::Display) -> Self {
-        let prefix = self.path(&name.to_string());
-        Self { prefix, ..self.clone() }
+        let name = name.to_string();
+        let borrowed = self.borrowed.clone().map(|b| Borrowed { own: joined(&b.own, &name), ..b });
+        Self { prefix: self.path(&name), borrowed, ..self.clone() }
+    }
+
+    /// The layer `index` of a stack of `layers`, whose paths begin here: `layers.N` down the name tree.
+    pub fn layer(&self, index: usize, layers: usize) -> Self {
+        let place = Place { root: self.prefix.clone(), index, layers };
+        Self { place: Some(place), ..self.pp("layers").pp(index) }
+    }
+
+    /// Index of the layer in its stack, and how many layers the stack has; `None` outside of a stack.
+    pub fn place(&self) -> Option<(usize, usize)> {
+        self.place.as_ref().map(|p| (p.index, p.layers))
+    }
+
+    /// The parameters of the stack's layer `owner`, which this layer holds as well: read once, and counted once. What is
+    /// asked of [`VarBuilder::own`] is this layer's alone. Outside of a stack nothing changes.
+    pub fn sharing(&self, owner: usize) -> Self {
+        let Some(place) = &self.place else { return self.clone() };
+        let prefix = joined(&place.root, &format!("layers.{owner}"));
+        let borrowed = Borrowed { own: self.prefix.clone(), held: Arc::default() };
+        Self { prefix, borrowed: Some(borrowed), ..self.clone() }
+    }
+
+    /// This position below the layer itself, where the layer shares its parameters with others.
+    pub fn own(&self) -> Self {
+        match &self.borrowed {
+            None => self.clone(),
+            Some(borrowed) => Self { prefix: borrowed.own.clone(), ..self.clone() },
+        }
     }
 
     /// The full path of a name here.
     pub fn path(&self, name: &str) -> String {
-        if self.prefix.is_empty() { name.into() } else { format!("{}.{name}", self.prefix) }
+        joined(&self.prefix, name)
     }
 
     /// Whether the source has this tensor.
@@ -165,26 +217,72 @@ impl VarBuilder {
     /// If it is missing or has another shape.
     pub fn get_group(&self, mut group: ParameterGroup) -> Result<Tensor> {
         group.name = self.path(&group.name);
+        if let Some(borrowed) = &self.borrowed {
+            if !group.buffer {
+                lock(&borrowed.held).push(group.clone());
+            }
+            return self.once(group);
+        }
+        self.build(group)
+    }
+
+    /// A parameter that the layers of a stack hold together, beside `layers` in the name tree: read once, and counted
+    /// once, with none of them.
+    ///
+    /// # Errors
+    /// If it is missing or has another shape, or there is no stack.
+    pub fn get_common(&self, mut group: ParameterGroup) -> Result<Tensor> {
+        let Some(place) = &self.place else { bail!("{}: only layers of a stack share it", group.name) };
+        group.name = joined(&place.root, &group.name);
+        self.once(group)
+    }
+
+    /// A parameter of this full path, built by whoever asks first.
+    fn once(&self, group: ParameterGroup) -> Result<Tensor> {
+        let known = lock(&self.common).get(&group.name).cloned();
+        let tensor = match known {
+            Some(tensor) => tensor,
+            None => {
+                let tensor = self.build(group.clone())?;
+                lock(&self.common).insert(group.name.clone(), tensor.clone());
+                tensor
+            }
+        };
+        shaped(&tensor, &group)?;
+        Ok(tensor)
+    }
+
+    fn build(&self, group: ParameterGroup) -> Result<Tensor> {
         let dtype = if group.full_precision { state_dtype(self.dtype) } else { self.dtype };
         let tensor = self.source.get(&group, dtype, &self.device)?;
-        if tensor.dims() != group.shape {
-            bail!("{}: expected shape {:?}, found {:?}", group.name, group.shape, tensor.dims());
-        }
+        shaped(&tensor, &group)?;
         if !group.buffer {
             lock(&self.built).push(group);
         }
         Ok(tensor)
     }
 
-    /// Every parameter built below here so far.
+    /// Every parameter built below here so far; of a part that is shared, every one that it holds.
     pub fn groups(&self) -> Vec<ParameterGroup> {
-        let below = format!("{}.", self.prefix);
-        lock(&self.built)
-            .iter()
-            .filter(|g| self.prefix.is_empty() || g.name.starts_with(&below))
-            .cloned()
-            .collect()
+        let mut below = vec![format!("{}.", self.prefix)];
+        below.extend(self.borrowed.as_ref().map(|b| format!("{}.", b.own)));
+        let all = lock(self.borrowed.as_ref().map_or(&self.built, |b| &b.held));
+        let here = |g: &&ParameterGroup| {
+            self.prefix.is_empty() || below.iter().any(|below| g.name.starts_with(below))
+        };
+        all.iter().filter(here).cloned().collect()
     }
+}
+
+fn joined(prefix: &str, name: &str) -> String {
+    if prefix.is_empty() { name.into() } else { format!("{prefix}.{name}") }
+}
+
+fn shaped(tensor: &Tensor, group: &ParameterGroup) -> Result<()> {
+    if tensor.dims() != group.shape {
+        bail!("{}: expected shape {:?}, found {:?}", group.name, group.shape, tensor.dims());
+    }
+    Ok(())
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
