@@ -24,6 +24,7 @@ const SHIPPED: &[(&str, &str)] = &[
     ("griffin", include_str!("../../blueprints/griffin.toml")),
     ("gru", include_str!("../../blueprints/gru.toml")),
     ("h3", include_str!("../../blueprints/h3.toml")),
+    ("hgrn2", include_str!("../../blueprints/hgrn2.toml")),
     ("hyena", include_str!("../../blueprints/hyena.toml")),
     ("kan-transformer", include_str!("../../blueprints/kan-transformer.toml")),
     ("lfm2", include_str!("../../blueprints/lfm2.toml")),
@@ -60,10 +61,11 @@ const SHIPPED: &[(&str, &str)] = &[
     ("transformer", include_str!("../../blueprints/transformer.toml")),
     ("transformerpp-130m", include_str!("../../blueprints/transformerpp-130m.toml")),
     ("transformerpp-2.7b", include_str!("../../blueprints/transformerpp-2.7b.toml")),
+    ("xlstm", include_str!("../../blueprints/xlstm.toml")),
 ];
 
 /// The small models over bytes, of equal size within two in a hundred, one for each architecture.
-pub const SMALL: [&str; 32] = [
+pub const SMALL: [&str; 34] = [
     "bst-mf",
     "bst-mh",
     "bst-sh",
@@ -74,6 +76,7 @@ pub const SMALL: [&str; 32] = [
     "griffin",
     "gru",
     "h3",
+    "hgrn2",
     "hyena",
     "kan-transformer",
     "lfm2",
@@ -95,6 +98,7 @@ pub const SMALL: [&str; 32] = [
     "s6",
     "stripedhyena",
     "transformer",
+    "xlstm",
     "moe",
 ];
 

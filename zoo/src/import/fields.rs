@@ -46,6 +46,11 @@ impl Fields {
         self.object.get(key).filter(|value| !value.is_null())
     }
 
+    /// Whether a key is there and says `null`.
+    pub fn is_null(&self, key: &str) -> bool {
+        self.object.get(key).is_some_and(Value::is_null)
+    }
+
     /// A whole number from 1 to [`MAX_WIDTH`], which must be there.
     pub fn size(&self, key: &str) -> usize {
         self.size_up_to(key, MAX_WIDTH)

@@ -7,6 +7,7 @@ mod deltanet_fla;
 mod fields;
 mod fla;
 mod gla_fla;
+mod hgrn2_fla;
 mod hyenadna;
 mod json;
 mod layout;
@@ -18,6 +19,7 @@ mod rope;
 mod rwkv;
 mod state_spaces;
 mod stripedhyena;
+mod xlstm;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -82,6 +84,7 @@ pub static IMPORTERS: &[Importer] = &[
     deltanet_fla::DELTANET,
     deltanet_fla::GATED,
     gla_fla::GLA,
+    hgrn2_fla::HGRN2,
     hyenadna::HF,
     hyenadna::ORIGINAL,
     mamba_hf::MAMBA,
@@ -94,6 +97,7 @@ pub static IMPORTERS: &[Importer] = &[
     rwkv::RWKV6_FLA,
     rwkv::RWKV7_FLA,
     stripedhyena::STRIPED_HYENA,
+    xlstm::XLSTM,
     state_spaces::STATE_SPACES,
 ];
 

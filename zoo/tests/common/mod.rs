@@ -17,6 +17,7 @@ pub const GOLDEN: &[&str] = &[
     "delta_net-fla",
     "gated_deltanet-fla",
     "gla-fla",
+    "hgrn2-fla",
     "hyenadna",
     "hyenadna-hf",
     "mamba-hf",
@@ -38,6 +39,7 @@ pub const GOLDEN: &[&str] = &[
     "rwkv7-fla",
     "rwkv7-pth",
     "stripedhyena",
+    "xlstm",
 ];
 
 pub fn golden(name: &str) -> PathBuf {
