@@ -14,7 +14,7 @@ use std::fmt;
 use schemars::{JsonSchema, Schema, SchemaGenerator};
 use semisep_attention::AttentionConfig;
 use semisep_block_state::{BlockStateConfig, UnstructuredConfig};
-use semisep_core::{MixerConfig, MlpConfig};
+use semisep_core::{LinearMapConfig, MixerConfig, MlpConfig};
 use semisep_deltanet::{DeltaNetConfig, GatedDeltaNetConfig};
 use semisep_gau::GauConfig;
 use semisep_gla::{GlaConfig, LinearAttentionConfig};
@@ -96,6 +96,7 @@ impl Registry {
         registry.insert::<Hgrn2Config>("hgrn2");
         registry.insert::<HyenaConfig>("hyena");
         registry.insert::<KanConfig>("kan");
+        registry.insert::<LinearMapConfig>("linear");
         registry.insert::<LinearAttentionConfig>("linear_attention");
         registry.insert::<LstmConfig>("lstm");
         registry.insert::<Mamba1Config>("mamba1");

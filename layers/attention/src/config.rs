@@ -18,7 +18,7 @@ pub struct AttentionConfig {
     /// Key and value heads; each serves h / n_kv_heads query heads. Default: n_heads.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub n_kv_heads: Option<usize>,
-    /// Features a head (p). Default: d_model / n_heads.
+    /// Features a head (p). Default: d_model / n_heads, twice that with `concat_embedding`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub head_dim: Option<usize>,
     /// Taps of the short convolution over q, k, v; 0: none.
@@ -63,9 +63,29 @@ pub struct AttentionConfig {
     /// Factor on the scores. Default: 1 / √head_dim.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub scale: Option<f64>,
+    /// Reads the embedding that entered the stack beside its input, 2 d_model features together (Zamba).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub concat_embedding: Option<ConcatEmbedding>,
+    /// Rank of maps added to those of queries, keys and values (LoRA), of the layer's own also where layers share their
+    /// parameters (Zamba2).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub adapter_rank: Option<usize>,
     /// Whether queries see only what came before.
     #[serde(default = "yes")]
     pub causal: bool,
+}
+
+/// `concat_embedding = { norm_eps = 1e-5 }`
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ConcatEmbedding {
+    /// Added under the root of the RMS norm over both.
+    #[serde(default = "ten_millionths")]
+    pub norm_eps: f64,
+}
+
+fn ten_millionths() -> f64 {
+    1e-5
 }
 
 /// `qk_norm = { eps = 1e-6 }`
@@ -139,6 +159,8 @@ impl AttentionConfig {
             output_gate: false,
             softcap: None,
             scale: None,
+            concat_embedding: None,
+            adapter_rank: None,
             causal: true,
         }
     }
@@ -150,7 +172,12 @@ impl AttentionConfig {
 
     /// Features a head (p) at this model width.
     pub fn head_dim(&self, d_model: usize) -> usize {
-        self.head_dim.unwrap_or(d_model / self.n_heads.max(1))
+        self.head_dim.unwrap_or(self.input_width(d_model) / self.n_heads.max(1))
+    }
+
+    /// Features that the input map reads.
+    pub(crate) fn input_width(&self, d_model: usize) -> usize {
+        if self.concat_embedding.is_some() { d_model.saturating_mul(2) } else { d_model }
     }
 
     /// Rows of the input map that are queries (and their gates), and of each of keys and values.
@@ -211,6 +238,13 @@ impl MixerConfig for AttentionConfig {
         let heads_fit = issues.is_empty();
         issues.extend(in_range("d_conv", self.d_conv, 0));
         issues.extend(self.window.and_then(|w| in_range("window", w, 1)));
+        issues.extend(self.adapter_rank.and_then(|rank| in_range("adapter_rank", rank, 1)));
+        if let Some(eps) =
+            self.concat_embedding.as_ref().map(|c| c.norm_eps).filter(|e| !(*e >= 0.0 && e.is_finite()))
+        {
+            let message = format!("expected a number >= 0, found {eps}");
+            issues.push(Issue::new("concat_embedding.norm_eps", message));
+        }
         for (key, value) in [("softcap", self.softcap), ("scale", self.scale)] {
             if let Some(v) = value.filter(|v| !(*v > 0.0 && v.is_finite())) {
                 issues.push(Issue::new(key, format!("expected a number above 0, found {v}")));
@@ -223,7 +257,10 @@ impl MixerConfig for AttentionConfig {
         let before = issues.len();
         match self.head_dim {
             Some(p) => issues.extend(in_range("head_dim", p, 1)),
-            None => issues.extend(divides("n_heads", self.n_heads, "d_model", d_model)),
+            None => {
+                let what = if self.concat_embedding.is_some() { "2 d_model" } else { "d_model" };
+                issues.extend(divides("n_heads", self.n_heads, what, self.input_width(d_model)));
+            }
         }
         issues.extend(divides("n_kv_heads", self.n_kv_heads(), "n_heads", self.n_heads));
         if issues.len() == before {

@@ -16,6 +16,8 @@
 //! | symbol | parameter | shape |
 //! |---|---|---|
 //! | input map | `in_proj.weight` (`.bias`) | (p (h + 2 h_kv), d), rows [q, k, v]; gated: q is (p of q, p of gate) by head |
+//! | with the embedding | `input_layernorm.weight` | (2 d): the norm over both; the input map is then 2 d wide |
+//! | adapters | `q_adapter.{0,1}.weight`, `k_adapter`, `v_adapter` | (r, d), (h p, r): added to the input map |
 //! | conv | `conv1d.weight`, `conv1d.bias` | (p (h + 2 h_kv), 1, k), oldest tap first |
 //! | T5 bias | `relative_attention_bias.weight` | (buckets, h) |
 //! | CoPE | `cope.pos_emb` | (p, npos) or (h, p, npos) |
@@ -26,11 +28,13 @@
 //! the state is the convolution's input, so that decoding equals the parallel form.
 
 mod config;
+mod input;
 mod matrix;
 mod positions;
 
 use candle_core::{D, DType, Device, Result, Tensor};
-pub use config::{AttentionConfig, CopeConfig, QkNorm};
+pub use config::{AttentionConfig, ConcatEmbedding, CopeConfig, QkNorm};
+use input::Input;
 use positions::Positions;
 use semisep_core::{
     Context, Cost, Init, Linear, Mixer, Mixing, Norm, NormConfig, NormKind, ParameterGroup, State, StateKind,
@@ -49,7 +53,7 @@ pub struct Attention {
     heads: usize,
     kv_heads: usize,
     head_dim: usize,
-    in_proj: Linear,
+    input: Input,
     conv: Option<(Tensor, Tensor)>, // weight (channels, k), bias (channels)
     q_norm: Option<Norm>,
     k_norm: Option<Norm>,
@@ -79,7 +83,7 @@ impl Attention {
         let (h, kv, p) = (config.n_heads, config.n_kv_heads(), config.head_dim(d_model));
         let (queries, keys) = config.widths(p);
         let width = queries + 2 * keys;
-        let in_proj = Linear::new(d_model, width, config.qkv_bias, &vb.pp("in_proj"))?;
+        let input = Input::new(d_model, config, vb)?;
         let conv = (config.d_conv > 0)
             .then(|| -> Result<_> {
                 let (vb, k) = (vb.pp("conv1d"), config.d_conv);
@@ -111,7 +115,7 @@ impl Attention {
             heads: h,
             kv_heads: kv,
             head_dim: p,
-            in_proj,
+            input,
             conv,
         })
     }
@@ -216,7 +220,7 @@ impl Attention {
         let (b, l, _) = u.dims3()?;
         let lengths = ctx.check(KIND, b, l)?;
         let positions = ctx.state.as_ref().map_or_else(|| vec![0; lengths.len()], |s| s.seen().to_vec());
-        let (qkv, conv) = self.convolve(self.in_proj.forward(u)?, ctx)?;
+        let (qkv, conv) = self.convolve(self.input.forward(u, ctx)?, ctx)?;
         let heads = self.split(&qkv, &positions, ctx.cu_seqlens)?;
         let o = match ctx.state.as_deref_mut() {
             Some(state) => self.attend_cached(&heads, state, &lengths, ctx.cu_seqlens)?,
@@ -239,10 +243,10 @@ impl Mixer for Attention {
     }
 
     fn step(&self, u: &Tensor, ctx: &mut Context<'_>) -> Result<Tensor> {
-        let state = ctx.state_mut()?;
         let (b, _) = u.dims2()?;
-        state.check(KIND, b)?;
-        let mut qkv = self.in_proj.forward(u)?;
+        ctx.state_mut()?.check(KIND, b)?;
+        let mut qkv = self.input.forward(u, ctx)?;
+        let state = ctx.state_mut()?;
         if let Some((weight, bias)) = &self.conv {
             qkv = causal_conv1d_update(state.get("conv")?, &qkv, weight, Some(bias), false)?;
         }
@@ -251,6 +255,10 @@ impl Mixer for Attention {
         let out = self.output(&o, heads.gate.as_ref())?.squeeze(1)?;
         state.advance(&vec![1; b]);
         Ok(out)
+    }
+
+    fn receives(&self) -> Vec<(&'static str, usize)> {
+        self.input.receives()
     }
 
     fn new_state(&self, batch: usize) -> Result<State> {
@@ -272,7 +280,7 @@ impl Mixer for Attention {
         let (h, kv, p, k) = (self.heads, self.kv_heads, self.head_dim, self.config.d_conv);
         let (queries, keys) = self.config.widths(p);
         let (rows, width, size) = (batch * seqlen, queries + 2 * keys, self.dtype.size_in_bytes());
-        let linears = Cost::linear(rows, self.d_model, width, self.config.qkv_bias, size)
+        let linears = self.input.cost(rows, self.config.qkv_bias, size)
             + Cost::linear(rows, h * p, self.d_model, self.config.out_bias, size);
         let reach = self.config.window.map_or(seqlen, |w| w.min(seqlen)) as u64;
         // Pairs (query, key) in the causal band.

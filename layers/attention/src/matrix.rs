@@ -8,7 +8,7 @@ use crate::Attention;
 /// `M[t,s] = softmax_s(score)` over the visible band, 0 elsewhere; (b, h, l, l).
 pub(crate) fn mixing(layer: &Attention, u: &Tensor) -> Result<Mixing> {
     let (b, l, _) = u.dims3()?;
-    let (qkv, _) = layer.convolve(layer.in_proj.forward(u)?, &Context::default())?;
+    let (qkv, _) = layer.convolve(layer.input.alone(u)?, &Context::default())?;
     let heads = layer.split(&qkv, &vec![0; b], None)?;
     let output = layer.positions.attend(layer.options(&heads))?.transpose(1, 2)?; // (b, h, l, p)
     let matrix = layer.positions.weights(layer.options(&heads))?;

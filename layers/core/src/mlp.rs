@@ -5,7 +5,7 @@
 //! plain:  y = fc2 act(fc1 x)
 //! ```
 //! Names and the order [value, gate] in fc1 as in mamba_ssm's `GatedMLP`; unfused, `up_proj` (value), `gate_proj` and
-//! `down_proj` as in Llama.
+//! `down_proj` as in Llama. An adapter's maps are `adapter.0` and `adapter.1`.
 
 use candle_core::{D, Result, Tensor};
 use schemars::JsonSchema;
@@ -13,8 +13,8 @@ use semisep_kernels::{activation, gated_activation};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    Activation, Context, Cost, Issue, Linear, Mixer, MixerConfig, Mixing, ParameterGroup, State, VarBuilder,
-    config::in_range, in_blocks,
+    Activation, Context, Cost, Init, Issue, Linear, Mixer, MixerConfig, Mixing, ParameterGroup, State,
+    VarBuilder, config::in_range, in_blocks,
 };
 
 /// `mixer = "mlp"` in a blueprint.
@@ -39,6 +39,9 @@ pub struct MlpConfig {
     /// Biases on both maps.
     #[serde(default)]
     pub bias: bool,
+    /// Rank of a map added to fc1 (LoRA), of the layer's own also where layers share their parameters (Zamba2).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub adapter_rank: Option<usize>,
 }
 
 fn one() -> usize {
@@ -58,6 +61,7 @@ impl Default for MlpConfig {
             fused: true,
             activation: Activation::Silu,
             bias: false,
+            adapter_rank: None,
         }
     }
 }
@@ -77,7 +81,15 @@ impl MixerConfig for MlpConfig {
 
     fn check(&self, d_model: usize) -> Vec<Issue> {
         let hidden = in_range("d_intermediate", self.d_intermediate.unwrap_or(d_model), 1);
-        hidden.into_iter().chain(in_range("multiple_of", self.multiple_of, 1)).collect()
+        let mut issues: Vec<Issue> =
+            hidden.into_iter().chain(in_range("multiple_of", self.multiple_of, 1)).collect();
+        issues.extend(self.adapter_rank.and_then(|rank| in_range("adapter_rank", rank, 1)));
+        if self.adapter_rank.is_some() && self.gated && !self.fused {
+            let issue =
+                Issue::new("adapter_rank", "`adapter_rank` beside `fused = false`: expected one of them");
+            issues.push(issue.help("the adapter is one of value and gate together"));
+        }
+        issues
     }
 
     fn build(&self, d_model: usize, vb: VarBuilder) -> Result<Box<dyn Mixer>> {
@@ -96,6 +108,8 @@ pub struct Mlp {
     fc1: Linear,
     gate: Option<Linear>,
     fc2: Linear,
+    /// Down, up.
+    adapter: Option<[Linear; 2]>,
     d_model: usize,
     hidden: usize,
     config: MlpConfig,
@@ -120,6 +134,7 @@ impl Mlp {
             fc1: map(d_model, wide, up)?,
             gate: (config.gated && !config.fused).then(|| map(d_model, hidden, gate)).transpose()?,
             fc2: map(hidden, d_model, down)?,
+            adapter: config.adapter_rank.map(|rank| adapter(d_model, rank, wide, vb)).transpose()?,
             d_model,
             hidden,
             config: config.clone(),
@@ -129,7 +144,10 @@ impl Mlp {
     }
 
     fn apply(&self, x: &Tensor) -> Result<Tensor> {
-        let h = self.fc1.forward(x)?; // (..., 2 hidden) or (..., hidden)
+        let mut h = self.fc1.forward(x)?; // (..., 2 hidden) or (..., hidden)
+        if let Some([down, up]) = &self.adapter {
+            h = (h + up.forward(&down.forward(x)?)?)?;
+        }
         let h = if let Some(gate) = &self.gate {
             gated_activation(&h, &gate.forward(x)?, self.config.activation.into())?
         } else if self.config.gated {
@@ -141,6 +159,13 @@ impl Mlp {
         };
         self.fc2.forward(&h)
     }
+}
+
+/// A map of low rank beside fc1: nothing at first, as in LoRA.
+fn adapter(d_model: usize, rank: usize, wide: usize, vb: &VarBuilder) -> Result<[Linear; 2]> {
+    let vb = vb.own().pp("adapter");
+    let up = Linear::with_init(rank, wide, false, Init::ZEROS, &vb.pp(1))?;
+    Ok([Linear::new(d_model, rank, false, &vb.pp(0))?, up])
 }
 
 impl Mixer for Mlp {
@@ -169,7 +194,10 @@ impl Mixer for Mlp {
 
     fn cost(&self, batch: usize, seqlen: usize) -> Cost {
         let (rows, wide) = (batch * seqlen, if self.config.gated { 2 } else { 1 } * self.hidden);
+        let rank = self.config.adapter_rank.unwrap_or(0);
         Cost::linear(rows, self.d_model, wide, self.config.bias, self.element)
+            + Cost::linear(rows, self.d_model, rank, false, self.element)
+            + Cost::linear(rows, rank, wide, false, self.element)
             + Cost::linear(rows, self.hidden, self.d_model, self.config.bias, self.element)
     }
 

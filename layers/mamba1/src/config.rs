@@ -2,7 +2,7 @@
 
 use candle_core::{Result, Tensor};
 use schemars::JsonSchema;
-use semisep_core::{Init, Issue, Mixer, MixerConfig, VarBuilder, in_range};
+use semisep_core::{Init, Issue, Mixer, MixerConfig, VarBuilder, divides, in_range};
 use serde::{Deserialize, Serialize};
 
 use crate::{KIND, Mamba1};
@@ -23,6 +23,9 @@ pub struct Mamba1Config {
     /// Rank of dt (r). Default: d_model / 16, rounded up.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub dt_rank: Option<usize>,
+    /// Heads (h): each has its own maps to dt, B and C, from its own channels (Zamba).
+    #[serde(skip_serializing_if = "is_one")]
+    pub n_mamba_heads: usize,
     /// Biases on in_proj and out_proj.
     pub bias: bool,
     /// Bias of the convolution.
@@ -46,6 +49,10 @@ pub struct ParameterNorms {
     pub weighted: bool,
 }
 
+fn is_one(n: &usize) -> bool {
+    *n == 1
+}
+
 impl Default for Mamba1Config {
     fn default() -> Self {
         Self {
@@ -54,6 +61,7 @@ impl Default for Mamba1Config {
             expand: 2,
             d_inner: None,
             dt_rank: None,
+            n_mamba_heads: 1,
             bias: false,
             conv_bias: true,
             dt_min: 0.001,
@@ -96,6 +104,7 @@ impl MixerConfig for Mamba1Config {
             in_range("d_conv", self.d_conv, 1),
             in_range("expand", self.expand, 1),
             in_range("dt_rank", self.dt_rank(d_model), 1),
+            in_range("n_mamba_heads", self.n_mamba_heads, 1),
         ]
         .into_iter()
         .flatten()
@@ -103,6 +112,8 @@ impl MixerConfig for Mamba1Config {
         let key = if self.d_inner.is_some() { "d_inner" } else { "expand" };
         if issues.is_empty() {
             issues.extend(in_range(key, self.d_inner(d_model), 1));
+            let width = self.d_inner(d_model);
+            issues.extend(divides("n_mamba_heads", self.n_mamba_heads, "the inner width", width));
         }
         if !(self.dt_min > 0.0 && self.dt_max >= self.dt_min && self.dt_max.is_finite()) {
             let found = format!("expected 0 < dt_min <= dt_max, found {} and {}", self.dt_min, self.dt_max);

@@ -16,6 +16,7 @@
 //! | dt | `dt_proj.weight`, `dt_proj.bias` | (e, r); (e) |
 //! | A, D | `A_log`, `D` | (e, n); (e), f32 |
 //! | output map | `out_proj.weight` | (d, e) |
+//! | with h heads | `x_proj.weight`, `dt_proj.weight` | (h (r + 2n), e/h), (e, r): head by head, from the head's channels |
 //! | norms | `dt_layernorm`, `b_layernorm`, `c_layernorm` | (r), (n), (n); Jamba: with weights, FalconMamba: without |
 //!
 //! Names, orders and defaults as in state-spaces/mamba `mamba_simple.py`.
@@ -46,6 +47,7 @@ pub struct Mamba1 {
     conv_bias: Option<Tensor>,
     x_proj: Linear,
     dt_proj: Linear,
+    heads: usize,
     dt_bias: Tensor, // (e)
     a_log: Tensor,   // (e, n)
     a: Option<Tensor>,
@@ -57,7 +59,7 @@ pub struct Mamba1 {
     device: Device,
 }
 
-/// The scan's inputs: dt (..., e) before bias and softplus, B and C (..., n).
+/// The scan's inputs: dt (..., e) before bias and softplus, B and C (..., h, n).
 struct Selection {
     dt: Tensor,
     b: Tensor,
@@ -76,7 +78,8 @@ impl Mamba1 {
         let conv = vb.pp("conv1d");
         let conv_weight = conv.get_f32((e, 1, k), "weight", Init::linear(k))?.squeeze(1)?;
         let conv_bias = config.conv_bias.then(|| conv.get_f32(e, "bias", Init::linear(k))).transpose()?;
-        let x_proj = Linear::new(e, r + 2 * n, false, &vb.pp("x_proj"))?;
+        let heads = config.n_mamba_heads;
+        let x_proj = Linear::new(e / heads, heads * (r + 2 * n), false, &vb.pp("x_proj"))?;
         let bound = (r as f64).powf(-0.5);
         let dt = vb.pp("dt_proj");
         let dt_proj = Linear::with_init(r, e, false, Init::Uniform { lo: -bound, hi: bound }, &dt)?;
@@ -100,6 +103,7 @@ impl Mamba1 {
             conv_bias,
             x_proj,
             dt_proj,
+            heads,
             dt_bias,
         })
     }
@@ -116,8 +120,36 @@ impl Mamba1 {
     }
 
     fn select(&self, x: &Tensor) -> Result<Selection> {
+        if self.heads == 1 {
+            let Selection { dt, b, c } = self.select_head(x, &self.x_proj, &self.dt_proj)?;
+            return Ok(Selection { dt, b: b.unsqueeze(D::Minus2)?, c: c.unsqueeze(D::Minus2)? });
+        }
+        let rows = |map: &Linear, head: usize| {
+            let weight = map.weight();
+            let len = weight.dim(0)? / self.heads;
+            Ok::<_, candle_core::Error>(Linear::from_tensors(weight.narrow(0, head * len, len)?, None))
+        };
+        let width = self.d_inner / self.heads;
+        let (mut dt, mut b, mut c) = (Vec::new(), Vec::new(), Vec::new());
+        for head in 0..self.heads {
+            let x = x.narrow(D::Minus1, head * width, width)?;
+            let found = self.select_head(&x, &rows(&self.x_proj, head)?, &rows(&self.dt_proj, head)?)?;
+            dt.push(found.dt);
+            b.push(found.b);
+            c.push(found.c);
+        }
+        let side = x.rank() - 1;
+        Ok(Selection {
+            dt: Tensor::cat(&dt, D::Minus1)?,
+            b: Tensor::stack(&b, side)?,
+            c: Tensor::stack(&c, side)?,
+        })
+    }
+
+    /// One head's dt, B and C, without an axis of heads, from its channels x.
+    fn select_head(&self, x: &Tensor, x_proj: &Linear, dt_proj: &Linear) -> Result<Selection> {
         let (r, n) = (self.dt_rank, self.config.d_state);
-        let dbc = self.x_proj.forward(x)?; // (..., r + 2n)
+        let dbc = x_proj.forward(x)?; // (..., r + 2n)
         let part = |k: usize, start, len| -> Result<Tensor> {
             let part = dbc.narrow(D::Minus1, start, len)?;
             match &self.config.norms {
@@ -125,7 +157,7 @@ impl Mamba1 {
                 None => Ok(part),
             }
         };
-        Ok(Selection { dt: self.dt_proj.forward(&part(0, 0, r)?)?, b: part(1, r, n)?, c: part(2, r + n, n)? })
+        Ok(Selection { dt: dt_proj.forward(&part(0, 0, r)?)?, b: part(1, r, n)?, c: part(2, r + n, n)? })
     }
 
     /// The scan over x (b, l, e), without a gate unless `z` is given.
@@ -138,7 +170,7 @@ impl Mamba1 {
             dt_softplus: true,
             initial_state: ctx.initial("ssm")?.as_ref(),
             cu_seqlens: ctx.cu_seqlens,
-            ..SelectiveScan::new(x, &dt, &self.a()?, &b.unsqueeze(2)?, &c.unsqueeze(2)?)
+            ..SelectiveScan::new(x, &dt, &self.a()?, &b, &c)
         })
     }
 
@@ -186,7 +218,7 @@ impl Mixer for Mamba1 {
                 dt_bias: Some(&self.dt_bias),
                 z: Some(&z),
                 dt_softplus: true,
-                ..SelectiveStateUpdate::new(&x, &dt, &self.a()?, &key.unsqueeze(1)?, &c.unsqueeze(1)?)
+                ..SelectiveStateUpdate::new(&x, &dt, &self.a()?, &key, &c)
             },
         )?;
         let out = self.out_proj.forward(&y)?;
@@ -212,7 +244,7 @@ impl Mixer for Mamba1 {
         let parameters = self.groups.iter().map(|g| g.elements() as u64).sum();
         // Per channel: k taps; per state element: decay (exp), two multiply-adds; skip and gate.
         let flops = linears.flops + (rows * e) as u64 * (2 * k as u64 + 7 * n as u64 + 6);
-        let bytes = linears.bytes + (rows * (5 * e + 2 * n) * size) as u64;
+        let bytes = linears.bytes + (rows * (5 * e + 2 * n * self.heads) * size) as u64;
         let state = batch * e * (n + k - 1) * state_dtype(self.dtype).size_in_bytes();
         Cost { parameters, flops, bytes, state_bytes: state as u64, kv_bytes: 0 }
     }

@@ -17,10 +17,14 @@ pub(crate) fn mixing(layer: &Mamba1, u: &Tensor) -> Result<Mixing> {
     let a = layer.a()?;
     let (batch, l, e) = x.dims3()?;
     let mut m = Tensor::zeros((batch, e, l, l), dt.dtype(), dt.device())?;
+    let heads = layer.heads;
+    // (b, l, h, n), state i, as columns (b, h, l, 1)
+    let column = |t: &Tensor, i: usize| t.narrow(3, i, 1)?.transpose(1, 2)?.contiguous();
     for i in 0..layer.config.d_state {
         let decay = spans.broadcast_mul(&a.narrow(1, i, 1)?.reshape((1, e, 1, 1))?)?.exp()?;
-        let outer = c.narrow(2, i, 1)?.broadcast_mul(&b.narrow(2, i, 1)?.transpose(1, 2)?)?; // (b, t, s)
-        m = (m + decay.broadcast_mul(&outer.unsqueeze(1)?)?)?;
+        let outer = column(&c, i)?.broadcast_mul(&column(&b, i)?.t()?)?; // (b, h, t, s)
+        let outer = outer.unsqueeze(2)?.broadcast_as((batch, heads, e / heads, l, l))?;
+        m = (m + (decay * outer.reshape((batch, e, l, l))?)?)?;
     }
     let m =
         m.broadcast_mul(&dt.unsqueeze(2)?)?.broadcast_mul(&lower_triangle(l, dt.dtype(), dt.device())?)?;

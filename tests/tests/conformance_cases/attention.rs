@@ -1,6 +1,6 @@
 //! Attention.
 
-use semisep_attention::{AttentionConfig, CopeConfig, QkNorm};
+use semisep_attention::{AttentionConfig, ConcatEmbedding, CopeConfig, QkNorm};
 use semisep_core::{MixerConfig, RelBiasConfig, RotaryConfig, WindowMode};
 
 use crate::Case;
@@ -71,6 +71,17 @@ pub(crate) fn cases() -> Vec<Case> {
             qkv_bias: true,
             ..grouped
         }),
+    );
+    let concat = AttentionConfig {
+        head_dim: None,
+        concat_embedding: Some(ConcatEmbedding { norm_eps: 1e-5 }),
+        rope: rope(None, false),
+        ..AttentionConfig::new(4)
+    };
+    add("attention with the embedding", Box::new(concat.clone()));
+    add(
+        "attention adapters",
+        Box::new(AttentionConfig { adapter_rank: Some(3), n_kv_heads: Some(2), qkv_bias: true, ..concat }),
     );
     cases
 }

@@ -14,7 +14,9 @@ pub(crate) fn cases() -> Vec<Case> {
     add("mamba1", Box::new(mamba1.clone()));
     let norms = |weighted| Some(ParameterNorms { eps: 1e-6, weighted });
     add("mamba1 jamba", Box::new(Mamba1Config { norms: norms(true), bias: true, ..mamba1.clone() }));
-    add("mamba1 falcon", Box::new(Mamba1Config { norms: norms(false), conv_bias: false, ..mamba1 }));
+    let falcon = Mamba1Config { norms: norms(false), conv_bias: false, ..mamba1.clone() };
+    add("mamba1 falcon", Box::new(falcon));
+    add("mamba1 heads", Box::new(Mamba1Config { n_mamba_heads: 4, norms: norms(true), ..mamba1 }));
     add("mamba2", Box::new(mamba2.clone()));
     add("mamba2 groups", Box::new(Mamba2Config { ngroups: 2, d_has_hdim: true, ..mamba2.clone() }));
     add("mamba2 norm first", Box::new(Mamba2Config { norm_before_gate: true, bias: true, ..mamba2.clone() }));

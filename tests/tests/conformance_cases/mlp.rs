@@ -1,6 +1,6 @@
-//! Multilayer perceptrons.
+//! Multilayer perceptrons and the linear map.
 
-use semisep_core::{MixerConfig, MlpConfig};
+use semisep_core::{Activation, LinearMapConfig, MixerConfig, MlpConfig};
 
 use crate::Case;
 
@@ -10,5 +10,8 @@ pub(crate) fn cases() -> Vec<Case> {
     add("mlp", Box::new(MlpConfig { d_intermediate: Some(20), ..Default::default() }));
     add("mlp plain", Box::new(MlpConfig { gated: false, bias: true, ..Default::default() }));
     add("mlp unfused", Box::new(MlpConfig { fused: false, ..Default::default() }));
+    let adapter = MlpConfig { adapter_rank: Some(3), activation: Activation::Gelu, ..Default::default() };
+    add("mlp adapter", Box::new(adapter));
+    add("linear", Box::new(LinearMapConfig { bias: true }));
     cases
 }

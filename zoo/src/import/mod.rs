@@ -13,6 +13,7 @@ mod json;
 mod layout;
 mod mamba_hf;
 mod names;
+mod recurrent_gemma;
 mod retnet_fla;
 mod retnet_torchscale;
 mod rope;
@@ -89,6 +90,7 @@ pub static IMPORTERS: &[Importer] = &[
     hyenadna::ORIGINAL,
     mamba_hf::MAMBA,
     mamba_hf::MAMBA2,
+    recurrent_gemma::RECURRENT_GEMMA,
     retnet_fla::RETNET,
     retnet_torchscale::RETNET,
     rwkv::RWKV4_HF,

@@ -27,6 +27,7 @@ pub const GOLDEN: &[&str] = &[
     "mamba2-orig-groups",
     "mamba2attn-mlp-orig",
     "mamba2attn-orig",
+    "recurrent_gemma",
     "retnet-fla",
     "retnet-torchscale",
     "rwkv4-hf",
