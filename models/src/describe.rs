@@ -3,10 +3,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use candle_core::{DType, Result, bail};
-use semisep_core::{Cost, MAX_WIDTH, Mixer, Norm, ParameterGroup, VarBuilder};
+use semisep_core::{AbacusEmbedding, Cost, MAX_WIDTH, Mixer, Norm, ParameterGroup, VarBuilder};
 use serde::Serialize;
 
 use crate::blueprint::layer_json;
+use crate::links::{Link, Row};
 use crate::normal::{Architecture, Layer, ModelConfig};
 
 /// The whole of an architecture in numbers.
@@ -24,7 +25,7 @@ pub struct Description {
     pub seqlen: usize,
     /// One row a layer.
     pub layers: Vec<LayerRow>,
-    /// Parameters of the embedding, with its norm if there is one.
+    /// Parameters of the embedding, with its norm and that of digits' places if there are any.
     pub embedding_parameters: u64,
     /// Parameters of the head: 0 if it is the embedding.
     pub head_parameters: u64,
@@ -48,6 +49,8 @@ pub struct LayerRow {
     pub shares: Option<usize>,
     /// Parameters held, norms included; 0 if it holds another layer's.
     pub parameters: u64,
+    /// Those of them that one token meets: all, but for experts that it does not pass through.
+    pub active_parameters: u64,
     /// FLOPs forward, a token, at this length.
     pub flops_per_token: u64,
     /// Bytes of recurrent state of the whole batch, the same at any length.
@@ -61,6 +64,8 @@ pub struct LayerRow {
 pub struct Totals {
     /// Parameters held.
     pub parameters: u64,
+    /// Those of them that one token meets: all, but for experts that it does not pass through.
+    pub active_parameters: u64,
     /// Bytes of the weights.
     pub weight_bytes: u64,
     /// FLOPs forward, a token, head included.
@@ -104,6 +109,16 @@ impl Shape {
         self.groups.iter().map(elements).sum()
     }
 
+    /// Parameters that one token meets.
+    fn active(&self) -> u128 {
+        let idle = |mixer: &dyn Mixer| mixer.cost(1, 1).parameters.saturating_sub(mixer.active_parameters());
+        self.parameters() - self.mixers.iter().map(|mixer| u128::from(idle(&**mixer))).sum::<u128>()
+    }
+
+    fn links(&self) -> Vec<Link> {
+        self.mixers.iter().map(|mixer| Link::new(&**mixer)).collect()
+    }
+
     fn bytes(&self, dtype: DType) -> u128 {
         self.groups.iter().map(|group| elements(group) * size(group.full_precision, dtype)).sum()
     }
@@ -118,16 +133,47 @@ fn size(full_precision: bool, dtype: DType) -> u128 {
     (if full_precision { size.max(4) } else { size }) as u128
 }
 
-/// The parameters of a layer, norms included.
-pub(crate) fn parameters(layer: &Layer, model: &ModelConfig) -> Result<u128> {
-    Ok(Shape::new(layer, model, DType::F32)?.parameters())
+/// What a blueprint must know of a layer.
+pub(crate) struct Sizes {
+    /// Norms included.
+    pub(crate) parameters: u128,
+    /// What its mixers need of earlier layers and leave for later ones.
+    pub(crate) links: Vec<Link>,
+}
+
+/// The sizes of a layer.
+pub(crate) fn sizes(layer: &Layer, model: &ModelConfig) -> Result<Sizes> {
+    let shape = Shape::new(layer, model, DType::F32)?;
+    Ok(Sizes { parameters: shape.parameters(), links: shape.links() })
+}
+
+/// A distinct block in numbers.
+struct Block {
+    parameters: u64,
+    active: u64,
+    bytes: u64,
+    cost: Cost,
+    links: Vec<Link>,
+}
+
+impl Block {
+    fn new(layer: &Layer, model: &ModelConfig, seqlen: usize, dtype: DType) -> Result<Self> {
+        let shape = Shape::new(layer, model, dtype)?;
+        Ok(Self {
+            parameters: shape.parameters() as u64,
+            active: shape.active() as u64,
+            bytes: shape.bytes(dtype) as u64,
+            cost: shape.cost(seqlen, model.d_model),
+            links: shape.links(),
+        })
+    }
 }
 
 /// Describes an architecture with weights of `dtype`, for `batch` sequences of `seqlen` tokens. Needs no weights and
 /// next to no memory: each distinct block is built once, as shapes.
 ///
 /// # Errors
-/// If a block cannot be built, or there are no or more than 2^24 sequences or tokens.
+/// If a block cannot be built, a layer needs what no earlier one hands on, or there are no or more than 2^24 sequences or tokens.
 pub fn describe(
     architecture: &Architecture,
     batch: usize,
@@ -141,15 +187,14 @@ pub fn describe(
     }
     let model = &architecture.model;
     let (mut built, mut holders) = (BTreeMap::new(), BTreeMap::new());
-    let (mut layers, mut total) = (vec![], Totals::default());
+    let (mut layers, mut total, mut links) = (vec![], Totals::default(), Row::new(model.d_model));
     for (index, layer) in architecture.layers.iter().enumerate() {
         let identity = layer_json(&layer.stages).to_string();
         if !built.contains_key(&identity) {
-            let shape = Shape::new(layer, model, dtype)?;
-            let cost = shape.cost(seqlen, model.d_model);
-            built.insert(identity.clone(), (shape.parameters() as u64, shape.bytes(dtype) as u64, cost));
+            built.insert(identity.clone(), Block::new(layer, model, seqlen, dtype)?);
         }
-        let (parameters, bytes, cost) = built[&identity];
+        let Block { parameters, active, bytes, cost, links: own_links } = &built[&identity];
+        links.pass(own_links).map_err(|lack| lack.error(index, layer))?;
         let holder = layer.share.as_ref().map_or(index, |id| *holders.entry(id).or_insert(index));
         let own = u64::from(holder == index);
         let row = LayerRow {
@@ -158,11 +203,13 @@ pub fn describe(
             kind: kind(layer),
             shares: (holder != index).then_some(holder),
             parameters: own * parameters,
+            active_parameters: own * active,
             flops_per_token: cost.flops / seqlen as u64,
             state_bytes: cost.state_bytes.saturating_mul(batch as u64),
             kv_bytes: cost.kv_bytes.saturating_mul(batch as u64),
         };
         total.parameters += row.parameters;
+        total.active_parameters += row.active_parameters;
         total.weight_bytes += own * bytes;
         total.flops_per_token += row.flops_per_token;
         total.state_bytes = total.state_bytes.saturating_add(row.state_bytes);
@@ -175,9 +222,15 @@ pub fn describe(
     Norm::new(model.d_model, model.norm, &vb)?;
     let final_norm = vb.groups().iter().map(elements).sum::<u128>() as u64;
     let norms = if model.embedding_norm { 2 } else { 1 };
-    total.parameters += embedding + head + norms * final_norm;
-    total.weight_bytes +=
-        (embedding + head) * size(false, dtype) as u64 + norms * final_norm * size(true, dtype) as u64;
+    let places = model.abacus.as_ref().map_or(0, |a| AbacusEmbedding::parameters(a, model.d_model));
+    let outside = embedding + places + head + norms * final_norm;
+    total.parameters += outside;
+    total.active_parameters += outside;
+    total.weight_bytes += (embedding + places + head) * size(false, dtype) as u64
+        + norms * final_norm * size(true, dtype) as u64;
+    if model.abacus.is_some() {
+        total.state_bytes = total.state_bytes.saturating_add((batch * size_of::<u32>()) as u64);
+    }
     total.flops_per_token += 2 * embedding + 4 * norms * model.d_model as u64;
     Ok(Description {
         name: architecture.name.clone(),
@@ -186,7 +239,7 @@ pub fn describe(
         batch,
         seqlen,
         layers,
-        embedding_parameters: embedding + (norms - 1) * final_norm,
+        embedding_parameters: embedding + places + (norms - 1) * final_norm,
         head_parameters: head,
         final_norm_parameters: final_norm,
         total,

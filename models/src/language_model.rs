@@ -2,13 +2,12 @@
 //!
 //! Parameters are named as in state-spaces checkpoints: `backbone.embedding.weight` (V, d), `backbone.layers.N.*`,
 //! `backbone.norm_f.weight`, `lm_head.weight` (V, d) unless tied; V is the padded vocabulary. A norm of the embedding, where
-//! there is one, is `backbone.embedding_norm`.
-
-use std::collections::BTreeMap;
+//! there is one, is `backbone.embedding_norm`; that of Abacus positions `backbone.abacus.weight` (places + 1, d).
 
 use candle_core::{DType, Device, IndexOp, Result, Tensor, bail};
-use semisep_core::{Cost, Init, Mixer, Norm, ParameterGroup, State, VarBuilder};
+use semisep_core::{AbacusEmbedding, Context, Cost, Init, Mixer, Norm, ParameterGroup, Rng, VarBuilder};
 
+use crate::model_state::ModelState;
 use crate::normal::{Architecture, ModelConfig};
 use crate::stack::{Stack, scaled};
 
@@ -16,6 +15,7 @@ use crate::stack::{Stack, scaled};
 pub struct LanguageModel {
     config: ModelConfig,
     embedding: Tensor, // (V, d)
+    abacus: Option<AbacusEmbedding>,
     embedding_norm: Option<Norm>,
     stack: Stack,
     norm: Norm,
@@ -25,12 +25,6 @@ pub struct LanguageModel {
     activation: DType,
     residual: DType,
     device: Device,
-}
-
-/// The memory of a whole model: one [`State`] a mixer.
-#[derive(Debug, Clone)]
-pub struct ModelState {
-    states: Vec<State>,
 }
 
 impl LanguageModel {
@@ -46,11 +40,14 @@ impl LanguageModel {
         let shape = (config.padded_vocab(), config.d_model);
         let backbone = vb.pp("backbone");
         let embedding = backbone.pp("embedding").get(shape, "weight", Init::Normal { std: 0.02 })?;
+        let abacus = |c| AbacusEmbedding::new(c, config.d_model, &backbone.pp("abacus"));
+        let abacus = config.abacus.as_ref().map(abacus).transpose()?;
         let embedding_norm = config
             .embedding_norm
             .then(|| Norm::new(config.d_model, config.norm, &backbone.pp("embedding_norm")))
             .transpose()?;
-        let stack = Stack::new(config.d_model, config.norm, &architecture.layers, &backbone)?;
+        let layers = backbone.scale_outputs(output_scale(architecture));
+        let stack = Stack::new(config.d_model, config.norm, &architecture.layers, &layers)?;
         let stack = stack.rescaled_every(config.rescale_every);
         let norm = Norm::new(config.d_model, config.norm, &backbone.pp("norm_f"))?;
         let head = if config.tie_embeddings {
@@ -67,6 +64,7 @@ impl LanguageModel {
             device: vb.device().clone(),
             config,
             embedding,
+            abacus,
             embedding_norm,
             stack,
             norm,
@@ -102,8 +100,10 @@ impl LanguageModel {
     /// # Errors
     /// As for [`LanguageModel::forward`].
     pub fn step(&self, ids: &[u32], state: &mut ModelState) -> Result<Tensor> {
-        let ids = Tensor::new(ids, &Device::Cpu)?;
-        let x = self.stack.step(self.embed(&ids)?, self.activation, &mut state.states)?;
+        let (mut runs, lengths) = (state.runs()?, vec![1; ids.len()]);
+        let x = self.embed(&Tensor::new(ids, &Device::Cpu)?, &lengths, 0, &mut runs)?;
+        let x = self.stack.step(x, self.activation, state.states_mut())?;
+        state.leave_runs(runs, &lengths)?;
         self.logits(&self.norm.forward(&x)?)
     }
 
@@ -118,15 +118,49 @@ impl LanguageModel {
         state: Option<&mut ModelState>,
         cu_seqlens: Option<&[usize]>,
     ) -> Result<Tensor> {
+        self.shifted(ids, state, cu_seqlens, 0)
+    }
+
+    /// [`LanguageModel::hidden`] from zero for a batch of training: digits' places are shifted by a number that `rng` draws
+    /// once for all of it, where the model has Abacus positions with a `max_shift`. Nothing else differs.
+    ///
+    /// # Errors
+    /// As for [`LanguageModel::hidden`].
+    pub fn hidden_in_training(
+        &self,
+        ids: &Tensor,
+        cu_seqlens: Option<&[usize]>,
+        rng: &mut Rng,
+    ) -> Result<Tensor> {
+        let shift = self.config.abacus.as_ref().map_or(0, |abacus| abacus.draw_shift(rng));
+        self.shifted(ids, None, cu_seqlens, shift)
+    }
+
+    fn shifted(
+        &self,
+        ids: &Tensor,
+        mut state: Option<&mut ModelState>,
+        cu_seqlens: Option<&[usize]>,
+        shift: u32,
+    ) -> Result<Tensor> {
         let (b, l) = ids.dims2()?;
-        let x = self.embed(&ids.flatten_all()?)?.reshape((b, l, self.config.d_model))?;
-        let states = state.map(|s| s.states.as_mut_slice());
+        let lengths = Context { cu_seqlens, ..Context::default() }.lengths(b, l);
+        let mut runs = match &state {
+            Some(state) => state.runs()?,
+            None => vec![0; lengths.len()],
+        };
+        let x = self.embed(&ids.flatten_all()?, &lengths, shift, &mut runs)?;
+        let x = x.reshape((b, l, self.config.d_model))?;
+        let states = state.as_deref_mut().map(ModelState::states_mut);
         if let Some(states) = &states
             && states.len() != self.stack.mixers().count()
         {
             bail!("the state has {} layers: it belongs to another model", states.len());
         }
         let x = self.stack.forward(x, self.activation, states, cu_seqlens)?;
+        if let Some(state) = state {
+            state.leave_runs(runs, &lengths)?;
+        }
         self.norm.forward(&x)
     }
 
@@ -141,7 +175,8 @@ impl LanguageModel {
         see: &mut dyn FnMut(usize, &dyn Mixer, &Tensor) -> Result<()>,
     ) -> Result<()> {
         let (b, l) = ids.dims2()?;
-        let x = self.embed(&ids.flatten_all()?)?.reshape((b, l, self.config.d_model))?;
+        let x = self.embed(&ids.flatten_all()?, &vec![l; b], 0, &mut vec![0; b])?;
+        let x = x.reshape((b, l, self.config.d_model))?;
         self.stack.visit(x, self.activation, see).map(|_| ())
     }
 
@@ -160,14 +195,19 @@ impl LanguageModel {
         }
     }
 
-    /// ids (n) -> (n, d) in the residual stream's dtype.
-    fn embed(&self, ids: &Tensor) -> Result<Tensor> {
+    /// ids (n) of sequences of these lengths -> (n, d) in the residual stream's dtype. `runs` are the digits right before
+    /// each sequence, and are left as they are after it.
+    fn embed(&self, ids: &Tensor, lengths: &[usize], shift: u32, runs: &mut [u32]) -> Result<Tensor> {
         let rows = self.embedding.dim(0)?;
         let host = ids.to_vec1::<u32>()?;
         if let Some((i, id)) = host.iter().enumerate().find(|&(_, &id)| id as usize >= rows) {
             bail!("token id {id} at position {i} is outside the vocabulary of {rows}: wrong tokenizer?");
         }
         let x = self.embedding.index_select(&ids.to_device(&self.device)?, 0)?.to_dtype(self.residual)?;
+        let x = match &self.abacus {
+            Some(abacus) => (x + abacus.of_sequences(ids, lengths, shift, runs)?.to_dtype(self.residual)?)?,
+            None => x,
+        };
         let x = scaled(x, self.config.embedding_multiplier)?;
         self.embedding_norm.as_ref().map_or(Ok(x.clone()), |norm| norm.forward(&x))
     }
@@ -177,7 +217,7 @@ impl LanguageModel {
     /// # Errors
     /// If memory cannot be had.
     pub fn new_state(&self, batch: usize) -> Result<ModelState> {
-        Ok(ModelState { states: self.stack.new_states(batch)? })
+        ModelState::new(self.stack.new_states(batch)?, batch, self.abacus.is_some())
     }
 
     /// What a forward pass costs, embedding, norms and head included.
@@ -185,7 +225,9 @@ impl LanguageModel {
         let (d, v) = (self.config.d_model, self.config.padded_vocab());
         let head = Cost::linear(batch * seqlen, d, v, false, self.dtype.size_in_bytes());
         let parameters = self.groups.iter().map(|g| g.elements() as u64).sum();
-        Cost { parameters, ..self.stack.cost(batch, seqlen) + head }
+        let cost = self.stack.cost(batch, seqlen) + head;
+        let runs = if self.abacus.is_some() { batch * size_of::<u32>() } else { 0 };
+        Cost { parameters, state_bytes: cost.state_bytes + runs as u64, ..cost }
     }
 
     /// Every parameter with its training metadata.
@@ -214,68 +256,8 @@ impl LanguageModel {
     }
 }
 
-impl ModelState {
-    /// One state a mixer, in order of use.
-    pub fn states(&self) -> &[State] {
-        &self.states
-    }
-
-    /// A copy that no later step of this state touches.
-    ///
-    /// # Errors
-    /// If memory cannot be had.
-    pub fn fork(&self) -> Result<Self> {
-        Ok(Self { states: self.states.iter().map(State::fork).collect::<Result<_>>()? })
-    }
-
-    /// Forgets all but the first `len` tokens; see [`State::truncate`]. All layers or none.
-    ///
-    /// # Errors
-    /// If a layer is recurrent and has seen more.
-    pub fn truncate(&mut self, len: usize) -> Result<()> {
-        let mut cut = self.clone();
-        for state in &mut cut.states {
-            state.truncate(len)?;
-        }
-        *self = cut;
-        Ok(())
-    }
-
-    /// Bytes that this state holds after `seqlen` tokens a sequence.
-    pub fn size_bytes(&self, seqlen: usize) -> u64 {
-        self.states.iter().map(|s| s.size_bytes(seqlen)).sum()
-    }
-
-    /// Every tensor by name, `N.name` for mixer N.
-    ///
-    /// # Errors
-    /// If a copy cannot be made.
-    pub fn tensors(&self) -> Result<BTreeMap<String, Tensor>> {
-        let mut all = BTreeMap::new();
-        for (i, state) in self.states.iter().enumerate() {
-            all.extend(state.tensors()?.into_iter().map(|(name, t)| (format!("{i}.{name}"), t)));
-        }
-        Ok(all)
-    }
-
-    /// Takes over tensors that [`ModelState::tensors`] gave; unchanged on error.
-    ///
-    /// # Errors
-    /// If a tensor is missing, left over, or of another shape.
-    pub fn load(&mut self, tensors: BTreeMap<String, Tensor>) -> Result<()> {
-        let mut parts: Vec<BTreeMap<String, Tensor>> = vec![BTreeMap::new(); self.states.len()];
-        for (name, tensor) in tensors {
-            let place = name.split_once('.').and_then(|(i, rest)| Some((i.parse::<usize>().ok()?, rest)));
-            match place.and_then(|(i, rest)| Some((parts.get_mut(i)?, rest))) {
-                Some((part, rest)) => part.insert(rest.into(), tensor),
-                None => bail!("unexpected tensor {name}: the state belongs to another model"),
-            };
-        }
-        let mut loaded = self.clone();
-        for (state, part) in loaded.states.iter_mut().zip(parts) {
-            state.load(part)?;
-        }
-        *self = loaded;
-        Ok(())
-    }
+/// The factor on the initial values of output projections: `1 / √n` for n residual additions.
+fn output_scale(architecture: &Architecture) -> f64 {
+    let residuals: usize = architecture.layers.iter().map(|layer| layer.stages.len()).sum();
+    if architecture.model.rescale_prenorm_residual { 1.0 / (residuals.max(1) as f64).sqrt() } else { 1.0 }
 }

@@ -5,6 +5,8 @@ pub mod blueprints;
 mod describe;
 pub mod generate;
 mod language_model;
+mod links;
+mod model_state;
 pub mod normal;
 mod rank;
 mod registry;
@@ -14,7 +16,8 @@ mod stack;
 
 pub use blueprint::Blueprint;
 pub use describe::{Description, LayerRow, Totals, describe};
-pub use language_model::{LanguageModel, ModelState};
+pub use language_model::LanguageModel;
+pub use model_state::ModelState;
 pub use rank::{OffDiagonal, off_diagonal_rank, rank};
 pub use registry::{Registry, RegistryError};
 pub use session::Session;

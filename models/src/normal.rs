@@ -11,7 +11,7 @@
 use std::sync::Arc;
 
 use schemars::JsonSchema;
-use semisep_core::{MixerConfig, NormConfig};
+use semisep_core::{AbacusConfig, MixerConfig, NormConfig};
 use serde::{Deserialize, Serialize};
 
 /// A whole language model.
@@ -61,6 +61,13 @@ pub struct ModelConfig {
     /// stay within f16); 0 for never.
     #[serde(default, skip_serializing_if = "is_default")]
     pub rescale_every: usize,
+    /// Abacus positions: an embedding of each digit's place within its number, added to that of the token.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub abacus: Option<AbacusConfig>,
+    /// Whether the output projections of pre-norm branches start out smaller, by the square root of the number of residual
+    /// additions (GPT-2, mamba_ssm). Says how a new model begins, nothing of a loaded one.
+    #[serde(default = "yes", skip_serializing_if = "Clone::clone")]
+    pub rescale_prenorm_residual: bool,
 }
 
 fn is_default<T: Default + PartialEq>(value: &T) -> bool {
@@ -94,7 +101,15 @@ impl ModelConfig {
             logits_soft_cap: None,
             embedding_norm: false,
             rescale_every: 0,
+            abacus: None,
+            rescale_prenorm_residual: yes(),
         }
+    }
+
+    /// The same without what decides neither parameters nor arithmetic: how a new model begins and is trained.
+    pub(crate) fn of_weights(&self) -> Self {
+        let abacus = self.abacus.clone().map(|abacus| AbacusConfig { max_shift: 0, ..abacus });
+        Self { abacus, rescale_prenorm_residual: true, ..self.clone() }
     }
 
     /// Rows of the embedding.

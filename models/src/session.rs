@@ -5,7 +5,8 @@ use std::time::Instant;
 use candle_core::{DType, Device, Result, Tensor, bail};
 
 use crate::generate::{Finish, Flow, GenerateOptions, Generation};
-use crate::language_model::{LanguageModel, ModelState};
+use crate::language_model::LanguageModel;
+use crate::model_state::ModelState;
 use crate::sampler::Sampler;
 
 /// Sequences of tokens beside the state of the model that has read them.

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use candle_core::{DType, Result, Tensor};
 use semisep_core::{Context, Cost, Mixer, Norm, NormConfig, Shared, State, VarBuilder};
 
+use crate::links::{Link, Row};
 use crate::normal::{Branch, Layer, Merge, Stage};
 
 /// The layers of a model. Shared layers are built once.
@@ -36,10 +37,12 @@ impl Stack {
     /// Builds `layers` with the parameters below `vb` (`layers.N`).
     ///
     /// # Errors
-    /// If a parameter is missing or has another shape; the error names the layer.
+    /// If a parameter is missing or has another shape, or a layer needs what no earlier one hands on; the error names the
+    /// layer.
     pub fn new(d_model: usize, norm: NormConfig, layers: &[Layer], vb: &VarBuilder) -> Result<Self> {
         let mut shared: HashMap<&str, Arc<BuiltLayer>> = HashMap::new();
-        let mut built = Vec::with_capacity(layers.len());
+        let mut built: Vec<Arc<BuiltLayer>> = Vec::with_capacity(layers.len());
+        let mut row = Row::new(d_model);
         for (i, layer) in layers.iter().enumerate() {
             let known = layer.share.as_deref().and_then(|id| shared.get(id)).cloned();
             let layer_built = match known {
@@ -49,6 +52,7 @@ impl Stack {
                         .map_err(|e| e.context(format!("layer {i} ({})", layer.block)))?,
                 ),
             };
+            row.pass(&layer_built.links()).map_err(|lack| lack.error(i, layer))?;
             if let Some(id) = &layer.share {
                 shared.entry(id).or_insert_with(|| layer_built.clone());
             }
@@ -160,6 +164,10 @@ impl BuiltLayer {
         let stages = layer.stages.iter().map(|s| BuiltStage::new(d_model, norm, s, vb));
         Ok(Self { stages: stages.collect::<Result<_>>()? })
     }
+
+    fn links(&self) -> Vec<Link> {
+        self.stages.iter().flat_map(|s| &s.branches).map(|b| Link::new(&*b.mixer)).collect()
+    }
 }
 
 impl BuiltStage {
@@ -229,9 +237,12 @@ impl BuiltBranch {
             (_, Some(path)) => Some((path.clone(), build(path)?)),
             (_, None) => None,
         };
+        let mixer = vb.pp(&branch.path);
+        let pre_norm_alone = branch.pre_norm.is_some() && branch.post_norm.is_none();
+        let mixer = if pre_norm_alone { mixer } else { mixer.scale_outputs(1.0) };
         Ok(Self {
             pre_norm,
-            mixer: branch.mixer.build(d_model, vb.pp(&branch.path))?,
+            mixer: branch.mixer.build(d_model, mixer)?,
             post_norm: branch.post_norm.as_ref().map(build).transpose()?,
             input_multiplier: branch.input_multiplier,
             output_multiplier: branch.output_multiplier,

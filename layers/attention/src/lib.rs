@@ -202,7 +202,7 @@ impl Attention {
     ) -> Result<Tensor> {
         state.append("k", &heads.k, lengths)?;
         state.append("v", &heads.v, lengths)?;
-        let kv_lens: Vec<usize> = state.seen().iter().zip(lengths).map(|(s, l)| s + l).collect();
+        let kv_lens: Vec<usize> = state.held("k")?.iter().zip(lengths).map(|(s, l)| s + l).collect();
         let (k, v) = (state.get("k")?, state.get("v")?);
         self.positions.attend(AttentionOp {
             k,

@@ -168,6 +168,11 @@ impl MixerConfig for BlockStateConfig {
         Ok(Box::new(BlockState::new(d_model, self, &vb)?))
     }
 
+    fn unreceived(&self, name: &str) -> Option<Issue> {
+        let issue = self.ssm.get().ok()?.unreceived(name)?;
+        Some(Issue { key: format!("ssm.{}", issue.key), ..issue })
+    }
+
     fn nested(&mut self) -> Vec<(&'static str, &mut Nested)> {
         vec![("ssm", &mut self.ssm)]
     }

@@ -241,7 +241,7 @@ fn cached(
     let Some(state) = ctx.state.as_deref_mut() else { return attention(&Attention { cu_seqlens, ..op }) };
     state.append(names[0], op.k, lengths)?;
     state.append(names[1], op.v, lengths)?;
-    let kv_lens: Vec<usize> = state.seen().iter().zip(lengths).map(|(s, l)| s + l).collect();
+    let kv_lens: Vec<usize> = state.held(names[0])?.iter().zip(lengths).map(|(s, l)| s + l).collect();
     let (k, v) = (state.get(names[0])?, state.get(names[1])?);
     let q = op.q.to_dtype(k.dtype())?;
     attention(&Attention { q: &q, k, v, cu_seqlens, kv_lens: Some(&kv_lens), ..op })?.to_dtype(op.q.dtype())
@@ -273,6 +273,10 @@ impl Mixer for BlockState {
 
     fn receives(&self) -> Vec<(&'static str, usize)> {
         self.ssm.receives()
+    }
+
+    fn hands_on(&self) -> Vec<(&'static str, usize)> {
+        self.ssm.hands_on()
     }
 
     fn new_state(&self, batch: usize) -> Result<State> {

@@ -70,6 +70,10 @@ impl Mixer for Banks {
         all
     }
 
+    fn hands_on(&self) -> Vec<(&'static str, usize)> {
+        self.banks.iter().flat_map(|b| b.hands_on()).collect()
+    }
+
     fn new_state(&self, batch: usize) -> Result<State> {
         let mut state = State::new(KIND, batch);
         for (i, bank) in self.banks.iter().enumerate() {

@@ -69,6 +69,12 @@ pub trait MixerConfig: Debug + Send + Sync {
         Vec::new()
     }
 
+    /// What is wrong with it in a stack where no earlier layer hands on what it receives under this name
+    /// ([`Mixer::receives`]), at the key that asks for it; `None` leaves the words to the stack.
+    fn unreceived(&self, _name: &str) -> Option<Issue> {
+        None
+    }
+
     /// The configuration as JSON, for blueprints written from checkpoints and for state files' hashes.
     fn to_json(&self) -> serde_json::Value;
 }

@@ -62,6 +62,18 @@ impl Init {
         Self::Custom(Arc::new(f))
     }
 
+    /// The same values times `factor`.
+    pub fn scaled(self, factor: f64) -> Self {
+        match self {
+            Self::Const(v) => Self::Const(v * factor),
+            Self::Uniform { lo, hi } => Self::Uniform { lo: lo * factor, hi: hi * factor },
+            Self::Normal { std } => Self::Normal { std: std * factor },
+            Self::Custom(f) => Self::custom(move |shape, rng| {
+                f(shape, rng).into_iter().map(|v| (f64::from(v) * factor) as f32).collect()
+            }),
+        }
+    }
+
     /// The values of a tensor of this shape, row-major.
     pub fn values(&self, shape: &[usize], rng: &mut Rng) -> Vec<f32> {
         let n = shape.iter().product();
@@ -146,6 +158,8 @@ mod tests {
         assert_ne!(draw("a"), draw("b"));
         let mean: f32 = draw("a").iter().sum::<f32>() / 1000.0;
         let var: f32 = draw("a").iter().map(|v| v * v).sum::<f32>() / 1000.0;
+        let half = Init::Normal { std: 1.0 }.scaled(0.5).values(&[1000], &mut Rng::named(7, "a"));
+        assert!(draw("a").iter().zip(half).all(|(whole, half)| (whole * 0.5 - half).abs() < 1e-6));
         assert!(mean.abs() < 0.1 && (var - 1.0).abs() < 0.15, "mean {mean}, variance {var}");
     }
 }

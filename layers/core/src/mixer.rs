@@ -167,6 +167,12 @@ pub trait Mixer: Send + Sync {
         Vec::new()
     }
 
+    /// What it leaves for later layers there ([`Context::hand_on`]): names and widths. Whoever puts layers in a row knows
+    /// by it, before any of them runs, whether each finds what it receives.
+    fn hands_on(&self) -> Vec<(&'static str, usize)> {
+        Vec::new()
+    }
+
     /// The state before the first token, for `batch` sequences.
     ///
     /// # Errors

@@ -87,6 +87,8 @@ pub struct VarBuilder {
     prefix: String,
     dtype: DType,
     device: Device,
+    /// Factor on the initial values of [`OUTPUTS`].
+    output_scale: f64,
     built: Arc<Mutex<Vec<ParameterGroup>>>,
     /// What several layers hold together, by path.
     common: Arc<Mutex<BTreeMap<String, Tensor>>>,
@@ -112,6 +114,9 @@ struct Borrowed {
     held: Arc<Mutex<Vec<ParameterGroup>>>,
 }
 
+/// Last maps of residual branches, by their names in mamba_ssm, GPT-2 and fla.
+const OUTPUTS: [&str; 5] = ["out_proj", "fc2", "o_proj", "down_proj", "c_proj"];
+
 impl fmt::Debug for VarBuilder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "VarBuilder({:?}, {:?}, {:?})", self.prefix, self.dtype, self.device)
@@ -122,7 +127,17 @@ impl VarBuilder {
     /// Weights in `dtype` on `device`, from `source`.
     pub fn new(source: Arc<dyn Source>, dtype: DType, device: Device) -> Self {
         let (built, common) = Default::default();
-        Self { source, prefix: String::new(), dtype, device, built, common, place: None, borrowed: None }
+        Self {
+            source,
+            prefix: String::new(),
+            dtype,
+            device,
+            output_scale: 1.0,
+            built,
+            common,
+            place: None,
+            borrowed: None,
+        }
     }
 
     /// Seeded random weights.
@@ -185,6 +200,12 @@ impl VarBuilder {
         }
     }
 
+    /// The same place, where the weights of output projections (`out_proj`, `fc2`, `o_proj`, `down_proj`, `c_proj`) start
+    /// at `factor` times their initial values. Sources that read weights are not concerned.
+    pub fn scale_outputs(&self, factor: f64) -> Self {
+        Self { output_scale: factor, ..self.clone() }
+    }
+
     /// The full path of a name here.
     pub fn path(&self, name: &str) -> String {
         joined(&self.prefix, name)
@@ -217,6 +238,9 @@ impl VarBuilder {
     /// If it is missing or has another shape.
     pub fn get_group(&self, mut group: ParameterGroup) -> Result<Tensor> {
         group.name = self.path(&group.name);
+        if self.output_scale != 1.0 && is_output(&group.name) {
+            group.init = group.init.scaled(self.output_scale);
+        }
         if let Some(borrowed) = &self.borrowed {
             if !group.buffer {
                 lock(&borrowed.held).push(group.clone());
@@ -283,6 +307,12 @@ fn shaped(tensor: &Tensor, group: &ParameterGroup) -> Result<()> {
         bail!("{}: expected shape {:?}, found {:?}", group.name, group.shape, tensor.dims());
     }
     Ok(())
+}
+
+/// Whether this is the weight of an output projection.
+fn is_output(path: &str) -> bool {
+    let map = path.strip_suffix(".weight").and_then(|p| p.rsplit('.').next());
+    map.is_some_and(|name| OUTPUTS.contains(&name))
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -386,6 +416,21 @@ mod tests {
         assert_eq!(a.id(), b.id());
         assert_eq!(vars.all().len(), 1);
         assert!(vb.get((3, 3), "w", Init::linear(3)).is_err());
+        Ok(())
+    }
+
+    #[test]
+    fn output_projections_alone_are_scaled() -> Result<()> {
+        let vb = VarBuilder::seeded(1, DType::F64, Device::Cpu);
+        for (name, factor) in [("out_proj", 0.25), ("mlp.fc2", 0.25), ("in_proj", 1.0), ("my_out_proj", 1.0)]
+        {
+            let plain = vb.pp(name).get((2, 3), "weight", Init::linear(3))?;
+            let scaled = vb.scale_outputs(0.25).pp(name).get((2, 3), "weight", Init::linear(3))?;
+            let error = ((plain * factor)? - scaled)?.abs()?.sum_all()?.to_scalar::<f64>()?;
+            assert!(error < 1e-6, "{name}: {error}");
+        }
+        let bias = |vb: &VarBuilder| vb.pp("out_proj").get_f32(3, "bias", Init::ONES)?.to_vec1::<f64>();
+        assert_eq!(bias(&vb)?, bias(&vb.scale_outputs(0.25))?);
         Ok(())
     }
 

@@ -4,25 +4,7 @@ use std::collections::BTreeMap;
 
 use candle_core::{DType, Device, Result, Shape, Tensor, bail};
 
-/// How an entry of a [`State`] grows.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum StateKind {
-    /// The same size at any length: convolution windows, SSM matrices.
-    Recurrent,
-    /// One slot a token along dimension 1, (b, capacity, ...); `limit` is the most tokens that are ever read back
-    /// (a sliding window), if any.
-    Cache {
-        /// Slots that matter, at the most.
-        limit: Option<usize>,
-    },
-}
-
-#[derive(Debug, Clone)]
-struct Entry {
-    name: &'static str,
-    kind: StateKind,
-    tensor: Tensor,
-}
+use crate::entry::{Entry, StateKind};
 
 /// The memory of one layer for a batch of sequences.
 ///
@@ -53,8 +35,8 @@ impl State {
         dtype: DType,
         device: &Device,
     ) -> Result<Self> {
-        let tensor = Tensor::zeros(shape, dtype, device)?;
-        self.entries.push(Entry { name, kind, tensor });
+        let (tensor, dropped) = (Tensor::zeros(shape, dtype, device)?, vec![0; self.batch()]);
+        self.entries.push(Entry { name, kind, tensor, dropped });
         Ok(self)
     }
 
@@ -118,10 +100,31 @@ impl State {
         {
             return state.get(entry);
         }
+        self.entry(name).map(|entry| &entry.tensor)
+    }
+
+    fn entry(&self, name: &str) -> Result<&Entry> {
         match self.entries.iter().find(|e| e.name == name) {
-            Some(entry) => Ok(&entry.tensor),
+            Some(entry) => Ok(entry),
             None => bail!("{}: the state has no tensor named {name}", self.layer),
         }
+    }
+
+    fn entry_mut(&mut self, name: &str) -> Result<&mut Entry> {
+        let layer = self.layer;
+        match self.entries.iter_mut().find(|e| e.name == name) {
+            Some(entry) => Ok(entry),
+            None => bail!("{layer}: the state has no tensor named {name}"),
+        }
+    }
+
+    /// How many of the tokens seen by each sequence a cache still holds: all, or the last ones where it has a limit. They
+    /// lie in its first slots.
+    ///
+    /// # Errors
+    /// If there is no such entry.
+    pub fn held(&self, name: &str) -> Result<Vec<usize>> {
+        Ok(self.entry(name)?.held(&self.seen))
     }
 
     /// Replaces the tensor of this name; a recurrent one keeps its shape.
@@ -130,9 +133,7 @@ impl State {
     /// If there is none, or the shape of a recurrent entry changes.
     pub fn set(&mut self, name: &str, tensor: Tensor) -> Result<()> {
         let layer = self.layer;
-        let Some(entry) = self.entries.iter_mut().find(|e| e.name == name) else {
-            bail!("{layer}: the state has no tensor named {name}")
-        };
+        let entry = self.entry_mut(name)?;
         if entry.kind == StateKind::Recurrent && entry.tensor.dims() != tensor.dims() {
             bail!("{layer}: state {name} has shape {:?}, got {:?}", entry.tensor.dims(), tensor.dims());
         }
@@ -148,14 +149,15 @@ impl State {
         for entry in self.entries.iter_mut().filter(|e| matches!(e.kind, StateKind::Cache { .. })) {
             let mut shape = entry.tensor.dims().to_vec();
             if shape[1] == 0 {
-                shape[1] = tokens;
+                shape[1] = entry.kind.window().map_or(tokens, |w| tokens.min(w.saturating_mul(2)));
                 entry.tensor = Tensor::zeros(shape, entry.tensor.dtype(), entry.tensor.device())?;
             }
         }
         self.children.iter_mut().try_for_each(|(_, child)| child.reserve(tokens))
     }
 
-    /// Appends `lengths[row]` tokens to a cache, growing it by doubling.
+    /// Appends `lengths[row]` tokens to a cache behind those that it holds ([`State::held`]), growing it by doubling. A
+    /// cache with a limit first drops what no query can reach, if it is full.
     ///
     /// `tokens` is (b, l, ...) with equal lengths, or (1, Σ lengths, ...) packed. Tracked tensors are concatenated, so
     /// that gradients flow; others are written in place.
@@ -163,55 +165,39 @@ impl State {
     /// # Errors
     /// If shapes disagree or memory cannot be had.
     pub fn append(&mut self, name: &str, tokens: &Tensor, lengths: &[usize]) -> Result<()> {
-        let most = self.seen.iter().zip(lengths).map(|(s, l)| s + l).max().unwrap_or(0);
-        let cache = self.get(name)?;
-        let (capacity, dims) = (cache.dim(1)?, cache.dims().to_vec());
-        if tokens.track_op() || cache.track_op() {
-            let grown = self.concatenate(cache, tokens, lengths, most)?;
-            return self.set(name, grown);
+        let seen = self.seen.clone();
+        let batch = seen.len();
+        let entry = self.entry_mut(name)?;
+        let most = |held: &[usize]| held.iter().zip(lengths).map(|(s, l)| s + l).max().unwrap_or(0);
+        let (tracked, capacity) = (tokens.track_op() || entry.tensor.track_op(), entry.tensor.dim(1)?);
+        if tracked || most(&entry.held(&seen)) > capacity {
+            entry.drop_out_of_reach(&seen)?;
         }
-        if most > capacity {
-            let mut shape = dims;
-            shape[1] = most.max(2 * capacity).max(16);
-            let grown = Tensor::zeros(shape, cache.dtype(), cache.device())?;
-            if capacity > 0 {
-                grown.slice_set(cache, 1, 0)?;
-            }
-            self.set(name, grown)?;
+        let held = entry.held(&seen);
+        if tracked {
+            entry.tensor = entry.concatenate(tokens, lengths, &held, most(&held))?;
+            return Ok(());
         }
-        let cache = self.get(name)?;
+        entry.make_room(most(&held))?;
+        let cache = &entry.tensor;
         let tokens = tokens.to_dtype(cache.dtype())?.contiguous()?;
-        let uniform = tokens.dim(0)? == self.batch() && self.seen.windows(2).all(|w| w[0] == w[1]);
+        let uniform = tokens.dim(0)? == batch && held.windows(2).all(|w| w[0] == w[1]);
         if uniform {
-            return if tokens.dim(1)? == 0 { Ok(()) } else { cache.slice_set(&tokens, 1, self.seen[0]) };
+            return if tokens.dim(1)? == 0 { Ok(()) } else { cache.slice_set(&tokens, 1, held[0]) };
         }
         let mut start = 0;
         for (row, &len) in lengths.iter().enumerate() {
             if len > 0 {
-                let piece = if tokens.dim(0)? == self.batch() {
+                let piece = if tokens.dim(0)? == batch {
                     tokens.narrow(0, row, 1)?
                 } else {
                     tokens.narrow(1, start, len)?
                 };
-                cache.narrow(0, row, 1)?.slice_set(&piece.contiguous()?, 1, self.seen[row])?;
+                cache.narrow(0, row, 1)?.slice_set(&piece.contiguous()?, 1, held[row])?;
             }
             start += len;
         }
         Ok(())
-    }
-
-    /// The cache with `tokens` behind each row's valid part, padded to `most` slots.
-    fn concatenate(&self, cache: &Tensor, tokens: &Tensor, lengths: &[usize], most: usize) -> Result<Tensor> {
-        let packed = tokens.dim(0)? != self.batch();
-        let (mut rows, mut start) = (Vec::new(), 0);
-        for (row, (&seen, &len)) in self.seen.iter().zip(lengths).enumerate() {
-            let old = cache.narrow(0, row, 1)?.narrow(1, 0, seen)?;
-            let new = if packed { tokens.narrow(1, start, len)? } else { tokens.narrow(0, row, 1)? };
-            let joined = Tensor::cat(&[&old.to_dtype(new.dtype())?, &new], 1)?;
-            rows.push(joined.pad_with_zeros(1, 0, most - seen - len)?);
-            start += len;
-        }
-        Tensor::cat(&rows, 0)
     }
 
     /// A copy that no later step of this state touches.
@@ -244,8 +230,8 @@ impl State {
     /// Forgets all but the first `len` tokens of each sequence.
     ///
     /// # Errors
-    /// If a sequence is longer than that and the state holds a recurrent part: a recurrence cannot be undone. Fork the
-    /// state before going on from it.
+    /// If a sequence is longer than that and the state holds a recurrent part, or has dropped tokens that would be within
+    /// reach again: neither can be undone. Fork the state before going on from it.
     pub fn truncate(&mut self, len: usize) -> Result<()> {
         let cut = self.seen.iter().any(|&s| s > len);
         if cut && self.entries.iter().any(|e| e.kind == StateKind::Recurrent) {
@@ -254,6 +240,18 @@ impl State {
                 self.layer,
                 self.seen
             );
+        }
+        for entry in &self.entries {
+            let lost =
+                |(&seen, &dropped): (&usize, &usize)| seen > len && dropped > entry.kind.out_of_reach(len);
+            if self.seen.iter().zip(&entry.dropped).any(lost) {
+                bail!(
+                    "{}: cannot truncate from {:?} to {len} tokens: the window before them is gone; fork the state \
+                     before going on",
+                    self.layer,
+                    self.seen
+                );
+            }
         }
         let mut children = self.children.clone();
         for (_, child) in &mut children {
@@ -266,23 +264,29 @@ impl State {
         Ok(())
     }
 
-    /// Bytes held by this state after `seqlen` tokens a sequence: the allocated capacity of caches is not counted.
+    /// Bytes that this state needs after `seqlen` tokens a sequence. The allocated capacity of caches is not counted: up to
+    /// twice as many slots.
     pub fn size_bytes(&self, seqlen: usize) -> u64 {
         let own: u64 = self.entries.iter().map(|e| e.size_bytes(seqlen)).sum();
         own + self.children.iter().map(|(_, child)| child.size_bytes(seqlen)).sum::<u64>()
     }
 
-    /// Every tensor by name, caches cut to the longest row, with `seen` (b, u32) beside them: what a state file holds.
+    /// Every tensor by name, caches without what is out of reach and cut to the longest row, with `seen` (b, i64) beside
+    /// them: what a state file holds. Depends on the tokens alone, not on the pieces in which they came.
     ///
     /// # Errors
     /// If a copy cannot be made.
     pub fn tensors(&self) -> Result<BTreeMap<String, Tensor>> {
-        let most = self.seen.iter().copied().max().unwrap_or(0);
         let mut all = BTreeMap::new();
         for entry in &self.entries {
             let tensor = match entry.kind {
                 StateKind::Recurrent => entry.tensor.clone(),
-                StateKind::Cache { .. } => entry.tensor.narrow(1, 0, most)?,
+                StateKind::Cache { .. } => {
+                    let mut entry = entry.clone();
+                    entry.drop_out_of_reach(&self.seen)?;
+                    let most = entry.held(&self.seen).into_iter().max().unwrap_or(0);
+                    entry.tensor.narrow(1, 0, most)?
+                }
             };
             all.insert(entry.name.to_string(), tensor.contiguous()?);
         }
@@ -318,14 +322,15 @@ impl State {
             part.insert("seen".into(), seen.clone());
             child.load(part)?;
         }
-        let most = loaded.seen.iter().copied().max().unwrap_or(0);
+        let seen = loaded.seen.clone();
         for entry in &mut loaded.entries {
             let Some(tensor) = tensors.remove(entry.name) else {
                 bail!("{}: no tensor named {}", self.layer, entry.name)
             };
             let mut expected = entry.tensor.dims().to_vec();
             if entry.kind != StateKind::Recurrent {
-                expected[1] = most;
+                entry.dropped = seen.iter().map(|&s| entry.kind.out_of_reach(s)).collect();
+                expected[1] = entry.held(&seen).into_iter().max().unwrap_or(0);
             }
             if tensor.dims() != expected {
                 bail!("{}: {} has shape {:?}, expected {expected:?}", self.layer, entry.name, tensor.dims());
@@ -337,21 +342,6 @@ impl State {
         }
         *self = loaded;
         Ok(())
-    }
-}
-
-impl Entry {
-    fn size_bytes(&self, seqlen: usize) -> u64 {
-        let size = self.tensor.dtype().size_in_bytes() as u64;
-        match self.kind {
-            StateKind::Recurrent => self.tensor.elem_count() as u64 * size,
-            StateKind::Cache { limit } => {
-                let slots = limit.map_or(seqlen, |w| w.min(seqlen)) as u64;
-                let dims = self.tensor.dims();
-                let slot: usize = dims[0] * dims[2..].iter().product::<usize>();
-                slots * slot as u64 * size
-            }
-        }
     }
 }
 

@@ -165,6 +165,93 @@ fn routed_experts_equal_the_dense_definition() -> Result<()> {
     Ok(())
 }
 
+/// Weights of the experts by their index, for logits given as they are: the tokens are unit vectors.
+fn weights_of(config: &MoeConfig) -> Vec<f64> {
+    const LOGITS: [f64; EXPERTS] = [0.1, 2.0, -1.0, 1.5, 0.9, -0.4, 0.8, -2.0];
+    let first = |shape: &[usize], _: &mut Rng| {
+        (0..shape.iter().product()).map(|i| if i % D == 0 { LOGITS[i / D] } else { 0.0 }).collect()
+    };
+    let layer = build(config, Values { router: first });
+    let x: Vec<Vec<f64>> = vec![(0..D).map(|i| if i == 0 { 1.0 } else { 0.0 }).collect()];
+    let y: Vec<f64> = layer
+        .forward(&tensor(&x), &mut Context::default())
+        .unwrap()
+        .flatten_all()
+        .unwrap()
+        .to_vec1()
+        .unwrap();
+    // What each expert alone would answer; the weights are the solution of y = Σ w_e answer_e over the two chosen, found by
+    // trying every pair.
+    let answers: Vec<Vec<f64>> =
+        (0..EXPERTS).map(|e| mlp(config, &format!("experts.{e}"), config.d_intermediate, &x[0])).collect();
+    let dot = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();
+    for i in 0..EXPERTS {
+        for j in i + 1..EXPERTS {
+            let (a, b) = (&answers[i], &answers[j]);
+            let (aa, ab, bb, ya, yb) = (dot(a, a), dot(a, b), dot(b, b), dot(&y, a), dot(&y, b));
+            let det = aa * bb - ab * ab;
+            let (wi, wj) = ((ya * bb - yb * ab) / det, (yb * aa - ya * ab) / det);
+            let error: f64 = (0..D).map(|k| (y[k] - wi * a[k] - wj * b[k]).abs()).sum();
+            if error < 1e-9 && wi.abs() > 1e-6 && wj.abs() > 1e-6 {
+                let mut weights = vec![0.0; EXPERTS];
+                (weights[i], weights[j]) = (wi, wj);
+                return weights;
+            }
+        }
+    }
+    panic!("no two experts answer {y:?}");
+}
+
+fn close(got: &[f64], chosen: [(usize, f64); 2]) {
+    let mut want = vec![0.0; EXPERTS];
+    chosen.iter().for_each(|&(e, w)| want[e] = w);
+    assert!(got.iter().zip(&want).all(|(g, w)| (g - w).abs() < 1e-9), "{got:?}, expected {want:?}");
+}
+
+/// The logits above, of which 2.0 (expert 1) and 1.5 (expert 3) are the largest.
+fn partition() -> f64 {
+    [0.1f64, 2.0, -1.0, 1.5, 0.9, -0.4, 0.8, -2.0].iter().map(|v| v.exp()).sum()
+}
+
+/// transformers' `JambaSparseMoeBlock`: a softmax over all experts, whose two best entries stay as they are.
+#[test]
+fn jamba_takes_the_best_of_the_softmax() {
+    let config = MoeConfig { num_experts: EXPERTS, d_intermediate: 5, ..Default::default() };
+    close(&weights_of(&config), [(1, 2f64.exp() / partition()), (3, 1.5f64.exp() / partition())]);
+}
+
+/// transformers' `GraniteMoeHybridTopKGating`: a softmax over the two best logits.
+#[test]
+fn granite_takes_the_softmax_of_the_best() {
+    let config =
+        MoeConfig { num_experts: EXPERTS, d_intermediate: 5, norm_topk_prob: true, ..Default::default() };
+    let first = 1.0 / (1.0 + (-0.5f64).exp());
+    close(&weights_of(&config), [(1, first), (3, 1.0 - first)]);
+}
+
+/// transformers' `Lfm2MoeSparseMoeBlock`: sigmoids; a bias that chooses and does not weigh; their sum and 1e-6 below, where
+/// `norm_topk_prob` says so; a factor.
+#[test]
+fn lfm2_chooses_with_a_bias_and_weighs_without() {
+    // With the bias of `Values`, experts 1 (0.88 - 0.2) and 3 (0.82 + 0.1), 4 (0.71 - 0.1), 6 (0.69 - 0.3), 0 (0.52 + 0.3).
+    let (s3, s0) = (sigmoid(1.5), sigmoid(0.1));
+    let config = MoeConfig {
+        num_experts: EXPERTS,
+        d_intermediate: 5,
+        scoring: Scoring::Sigmoid,
+        expert_bias: true,
+        norm_topk_eps: 1e-6,
+        routed_scaling_factor: 1.5,
+        ..Default::default()
+    };
+    close(&weights_of(&config), [(3, 1.5 * s3), (0, 1.5 * s0)]);
+    let normed = MoeConfig { norm_topk_prob: true, ..config.clone() };
+    let sum = s3 + s0 + 1e-6;
+    close(&weights_of(&normed), [(3, 1.5 * s3 / sum), (0, 1.5 * s0 / sum)]);
+    let unbiased = MoeConfig { expert_bias: false, routed_scaling_factor: 1.0, ..config };
+    close(&weights_of(&unbiased), [(1, sigmoid(2.0)), (3, s3)]);
+}
+
 /// An expert that no token takes costs nothing and leaves no trace.
 #[test]
 fn experts_without_tokens_are_left_out() -> Result<()> {

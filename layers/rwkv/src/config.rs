@@ -334,6 +334,13 @@ impl MixerConfig for Rwkv7Config {
         Ok(Box::new(Rwkv7::new(d_model, self, &vb)?))
     }
 
+    fn unreceived(&self, _: &str) -> Option<Issue> {
+        let message =
+            "expected an earlier rwkv7 layer with `value_residual = false`, whose values this one takes";
+        let issue = Issue::new("value_residual", format!("{message}; found none"));
+        Some(issue.help("make the first such layer of a block of its own with `value_residual = false`"))
+    }
+
     fn to_json(&self) -> serde_json::Value {
         serde_json::json!(self)
     }

@@ -259,6 +259,10 @@ impl Mixer for Rwkv7 {
         self.residual.iter().map(|_| (V_FIRST, self.heads.h * self.heads.p)).collect()
     }
 
+    fn hands_on(&self) -> Vec<(&'static str, usize)> {
+        if self.residual.is_none() { vec![(V_FIRST, self.heads.h * self.heads.p)] } else { Vec::new() }
+    }
+
     fn new_state(&self, batch: usize) -> Result<State> {
         self.heads.new_state(KIND, (batch, self.d_model), self.dtype, &self.device)
     }

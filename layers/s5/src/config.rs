@@ -158,6 +158,11 @@ impl MixerConfig for S5Config {
         KIND
     }
 
+    fn unreceived(&self, name: &str) -> Option<Issue> {
+        let message = format!("no layer of a stack hands on `{name}`: whoever calls the layer gives them");
+        Some(Issue::new("dt", message).help("within a model, leave `dt` out"))
+    }
+
     fn check(&self, _: usize) -> Vec<Issue> {
         let mut issues: Vec<Issue> = [("d_state", self.d_state), ("blocks", self.blocks)]
             .iter()

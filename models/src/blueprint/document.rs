@@ -53,6 +53,18 @@ impl<'d> Document<'d> {
         innermost(self.root.get_ref(), span).map(|path| join("", &path)).unwrap_or_default()
     }
 
+    /// Whether this key stands in the file.
+    pub(super) fn has(&self, key: &str) -> bool {
+        let mut table = Some(self.root.get_ref());
+        key.split('.').all(|name| match table.and_then(|t| t.get(name)) {
+            Some(value) => {
+                table = value.get_ref().as_table();
+                true
+            }
+            None => false,
+        })
+    }
+
     /// An error at the value of a key (`stack.at.attn[3]`), or at the nearest table around it that exists.
     pub(super) fn value(&mut self, key: &str, message: impl Into<String>, help: Option<String>) {
         let span = locate(self.root, key, Part::Value);

@@ -19,7 +19,7 @@ impl Architecture {
             let first = share.and_then(|id| self.layers.iter().position(|l| l.share.as_ref() == Some(id)));
             json!({ "stages": layer_json(&layer.stages), "share": first })
         });
-        json!({ "model": self.model, "layers": layers.collect::<Vec<_>>() })
+        json!({ "model": self.model.of_weights(), "layers": layers.collect::<Vec<_>>() })
     }
 }
 

@@ -41,7 +41,7 @@ mod write;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use semisep_core::{MAX_WIDTH, NormConfig};
+use semisep_core::{AbacusConfig, AbacusEmbedding, MAX_WIDTH, NormConfig};
 use serde::Deserialize;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
@@ -58,7 +58,8 @@ use self::schema::own_schema;
 use self::suggest::advice;
 use self::syntax::syntax_error;
 use crate::Registry;
-use crate::describe::parameters;
+use crate::describe::sizes;
+use crate::links::Row;
 use crate::normal::{Architecture, Layer, ModelConfig, Stage};
 
 /// Largest file that is read, in bytes.
@@ -217,7 +218,20 @@ fn model<'d>(document: &mut Document<'d>, root: &Table<'d>) -> Option<ModelConfi
         let message = format!("expected a finite number above 0, found {cap}");
         document.value("model.logits_soft_cap", message, None);
     }
+    if let Some(abacus) = &model.abacus {
+        check_abacus(document, abacus, model.vocab_size);
+    }
     Some(model)
+}
+
+fn check_abacus(document: &mut Document<'_>, abacus: &AbacusConfig, vocab_size: usize) {
+    if let Some(issue) = abacus.check("model.abacus") {
+        document.value(&issue.key, issue.message, issue.help);
+    }
+    for (i, token) in abacus.digit_tokens.iter().enumerate().filter(|(_, t)| **t as usize >= vocab_size) {
+        let message = format!("token {token} is outside the vocabulary of {vocab_size}");
+        document.value(&format!("model.abacus.digit_tokens[{i}]"), message, None);
+    }
 }
 
 /// The model width, whatever is wrong beside it: mixers are checked against it. None if it is wrong itself.
@@ -277,27 +291,39 @@ fn layer(
     Some(Layer { block: name.into(), stages: composed.get(name)?.clone()?, share })
 }
 
-/// Bounds the number of parameters, before anything is allocated.
+/// Bounds the number of parameters, before anything is allocated; sees that layers find what they need of earlier ones.
 fn bound(document: &mut Document<'_>, architecture: &Architecture) {
     let model = &architecture.model;
     let embedding = model.padded_vocab() as u128 * model.d_model as u128;
     let mut total = embedding * if model.tie_embeddings { 1 } else { 2 };
+    total += model.abacus.as_ref().map_or(0, |a| u128::from(AbacusEmbedding::parameters(a, model.d_model)));
     if total > MAX_PARAMETERS {
         let message =
             format!("the embedding alone has {total} parameters: expected at most {MAX_PARAMETERS}");
         return document.value("model.vocab_size", message, None);
     }
     let (mut of_block, mut shared) = (BTreeMap::new(), BTreeSet::new());
-    for layer in &architecture.layers {
+    let (mut row, mut lacking) = (Row::new(model.d_model), BTreeSet::new());
+    for (index, layer) in architecture.layers.iter().enumerate() {
         let at = format!("blocks.{}", layer.block);
         if !of_block.contains_key(&layer.block) {
-            match parameters(layer, model) {
-                Ok(n) => drop(of_block.insert(layer.block.clone(), n)),
+            match sizes(layer, model) {
+                Ok(sizes) => drop(of_block.insert(layer.block.clone(), sizes)),
                 Err(error) => return document.key(&at, format!("cannot be built: {error}"), None),
             }
         }
+        let Some(sizes) = of_block.get(&layer.block) else { continue };
+        if let Err(lack) = row.pass(&sizes.links)
+            && lacking.insert(&layer.block)
+        {
+            let issue = lack.issue(index, layer);
+            let key = issue.key.as_str();
+            let places = [format!("{at}.{key}"), format!("{at}.mlp.{key}")];
+            let place = places.into_iter().find(|place| document.has(place)).unwrap_or(at.clone());
+            document.key(&place, issue.message, issue.help);
+        }
         if layer.share.as_ref().is_none_or(|id| shared.insert(id)) {
-            total += of_block.get(&layer.block).copied().unwrap_or_default();
+            total += sizes.parameters;
         }
         if total > MAX_PARAMETERS {
             let message =

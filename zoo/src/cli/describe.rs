@@ -10,8 +10,8 @@ use crate::{Error, Result};
 
 /// Show what an architecture is before any weight exists
 ///
-/// One row a layer (a run of equal layers is one row): parameters, FLOPs of a token at the given length, bytes of
-/// recurrent state, bytes of keys and values; then the totals.
+/// One row a layer (a run of equal layers is one row): parameters, those that a token meets where there are mixtures of
+/// experts, FLOPs of a token at the given length, bytes of recurrent state, bytes of keys and values; then the totals.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     /// Shipped blueprint, blueprint file or checkpoint folder
@@ -48,7 +48,14 @@ fn as_text(d: &Description) -> String {
     let sequences = if d.batch == 1 { "1 sequence".to_owned() } else { format!("{} sequences", d.batch) };
     let mut table = Table::new();
     table.load_style(presets::UTF8_BORDERS_ONLY);
-    table.set_header(["layers", "block", "kind", "parameters", "FLOPs/token", "state", "keys, values"]);
+    // Mixtures of experts alone have parameters that a token does not meet.
+    let sparse = d.total.active_parameters != d.total.parameters;
+    let active = |n: u64| if sparse { vec![right(grouped(n))] } else { Vec::new() };
+    let mut header = vec!["layers", "block", "kind", "parameters", "FLOPs/token", "state", "keys, values"];
+    if sparse {
+        header.insert(4, "active");
+    }
+    table.set_header(header);
     for run in d.layers.chunk_by(alike) {
         let (first, last) = (&run[0], &run[run.len() - 1]);
         let layers =
@@ -58,15 +65,16 @@ fn as_text(d: &Description) -> String {
             None => grouped(first.parameters),
         };
         let of = if run.len() == 1 { String::new() } else { format!(" × {}", run.len()) };
-        table.add_row([
-            Cell::new(layers),
-            Cell::new(&first.block),
-            Cell::new(&first.kind),
-            right(format!("{parameters}{of}")),
+        let names = [Cell::new(layers), Cell::new(&first.block), Cell::new(&first.kind)];
+        let figures = [
             right(flops(first.flops_per_token)),
             right(bytes(first.state_bytes)),
             right(bytes(first.kv_bytes)),
-        ]);
+        ];
+        let parameters = vec![right(format!("{parameters}{of}"))];
+        table.add_row(
+            [names.to_vec(), parameters, active(first.active_parameters), figures.to_vec()].concat(),
+        );
     }
     let head = if d.head_parameters == 0 { "tied".to_owned() } else { grouped(d.head_parameters) };
     for (part, parameters) in [
@@ -77,15 +85,9 @@ fn as_text(d: &Description) -> String {
         table.add_row([Cell::new(part), Cell::new(""), Cell::new(""), right(parameters)]);
     }
     let t = &d.total;
-    table.add_row([
-        Cell::new("total"),
-        Cell::new(""),
-        Cell::new(""),
-        right(grouped(t.parameters)),
-        right(flops(t.flops_per_token)),
-        right(bytes(t.state_bytes)),
-        right(bytes(t.kv_bytes)),
-    ]);
+    let names = [Cell::new("total"), Cell::new(""), Cell::new(""), right(grouped(t.parameters))];
+    let figures = [right(flops(t.flops_per_token)), right(bytes(t.state_bytes)), right(bytes(t.kv_bytes))];
+    table.add_row([names.to_vec(), active(t.active_parameters), figures.to_vec()].concat());
     format!(
         "{}: {} of {} tokens, {}; weights {}\n{table}\n",
         d.name,

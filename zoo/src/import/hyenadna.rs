@@ -58,18 +58,13 @@ fn import(folder: &Folder<'_>, family: &'static str, mixer: HyenaConfig, tie: bo
     }
     let embedding = format!("{}backbone.embeddings.word_embeddings.weight", prefix(folder));
     let (tie_embeddings, note) = folder.tied(Some(tie), tie, &embedding);
+    let vocab_size = config.size("vocab_size");
     let model = ModelConfig {
-        d_model,
-        vocab_size: config.size("vocab_size"),
         pad_vocab_size_multiple: config.size_or("pad_vocab_size_multiple", 8),
         tie_embeddings,
         norm: NormConfig { kind: NormKind::Layer, eps: config.number("layer_norm_epsilon").unwrap_or(1e-5) },
         residual_in_fp32: config.flag_or("residual_in_fp32", true),
-        embedding_multiplier: 1.0,
-        logits_multiplier: 1.0,
-        logits_soft_cap: None,
-        embedding_norm: false,
-        rescale_every: 0,
+        ..ModelConfig::new(d_model, vocab_size)
     };
     folder.check_embedding(&embedding, model.padded_vocab(), ("d_model", d_model));
     let names = names(mixer.modulate);

@@ -48,17 +48,10 @@ fn import(folder: &Folder<'_>) -> Result<Import> {
     }
     let tie_embeddings = tie_embeddings || !stored;
     let model = ModelConfig {
-        d_model,
-        vocab_size: config.size("vocab_size"),
         pad_vocab_size_multiple: 1,
         tie_embeddings,
         norm: NormConfig { kind: NormKind::RmsOutside, eps: config.number("eps").unwrap_or(1e-5) },
-        residual_in_fp32: true,
-        embedding_multiplier: 1.0,
-        logits_multiplier: 1.0,
-        logits_soft_cap: None,
-        embedding_norm: false,
-        rescale_every: 0,
+        ..ModelConfig::new(d_model, config.size("vocab_size"))
     };
     folder.check_embedding(EMBEDDING, model.vocab_size, ("hidden_size", d_model));
     let layers = (0..n_layer).map(|i| {
