@@ -4,12 +4,14 @@
 //! `backbone.norm_f.weight`, `lm_head.weight` (V, d) unless tied; V is the padded vocabulary. A norm of the embedding, where
 //! there is one, is `backbone.embedding_norm`; that of Abacus positions `backbone.abacus.weight` (places + 1, d).
 
+use std::collections::BTreeSet;
+
 use candle_core::{DType, Device, IndexOp, Result, Tensor, bail};
 use semisep_core::{AbacusEmbedding, Context, Cost, Init, Mixer, Norm, ParameterGroup, Rng, VarBuilder};
 
 use crate::model_state::ModelState;
 use crate::normal::{Architecture, ModelConfig};
-use crate::stack::{Stack, scaled};
+use crate::stack::{DistilledLayer, Stack, scaled};
 
 /// A language model, ready to run.
 pub struct LanguageModel {
@@ -72,6 +74,30 @@ impl LanguageModel {
             activation,
             residual,
         })
+    }
+
+    /// The same model, for inference, with every layer whose step goes over all that it has seen replaced by a form of
+    /// constant work and state a token, by `modes` modes a channel: Hyena's filters become sums of modes (Massaroli et al.
+    /// 2023). Also gives how near each layer's filters are met. States of the one are none of the other.
+    ///
+    /// # Errors
+    /// If no layer has such a form, there are no modes, or memory cannot be had.
+    pub fn distilled(self, modes: usize) -> Result<(Self, Vec<DistilledLayer>)> {
+        let (stack, report) = self.stack.distilled(modes)?;
+        if report.is_empty() {
+            bail!(
+                "no layer of this model can be distilled: only Hyena's convolutions have a form of constant cost"
+            );
+        }
+        let names = |stack: &Stack| -> BTreeSet<String> {
+            stack.mixers().flat_map(|m| m.parameter_groups()).map(|g| g.name).collect()
+        };
+        let (old, mut met) = (names(&self.stack), BTreeSet::new());
+        let mut groups: Vec<ParameterGroup> =
+            self.groups.iter().filter(|g| !old.contains(&g.name)).cloned().collect();
+        let new = stack.mixers().flat_map(|m| m.parameter_groups());
+        groups.extend(new.filter(|g| met.insert(g.name.clone())));
+        Ok((Self { stack, groups, ..self }, report))
     }
 
     /// Logits of every position: ids (b, l) u32 -> (b, l, V), f32 (f64 in an f64 model); from `state` on where there is

@@ -21,4 +21,4 @@ pub use model_state::ModelState;
 pub use rank::{OffDiagonal, off_diagonal_rank, rank};
 pub use registry::{Registry, RegistryError};
 pub use session::Session;
-pub use stack::Stack;
+pub use stack::{DistilledLayer, Stack};

@@ -4,10 +4,21 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use candle_core::{DType, Result, Tensor};
-use semisep_core::{Context, Cost, Mixer, Norm, NormConfig, Shared, State, VarBuilder};
+use semisep_core::{Context, Cost, Distilled, Mixer, Norm, NormConfig, Shared, State, VarBuilder};
 
 use crate::links::{Link, Row};
 use crate::normal::{Branch, Layer, Merge, Stage};
+
+/// A mixer that was replaced by its form of constant cost: see [`Mixer::distilled`].
+#[derive(Debug, Clone, PartialEq)]
+pub struct DistilledLayer {
+    /// The layer by its index and block: `layer 3 (hyena)`.
+    pub layer: String,
+    /// What is approximated, over all its channels: RMS of the difference over RMS of the original.
+    pub error: f64,
+    /// The same of the channel where it is largest.
+    pub worst: f64,
+}
 
 /// The layers of a model. Shared layers are built once.
 pub struct Stack {
@@ -16,17 +27,20 @@ pub struct Stack {
     rescale_every: usize,
 }
 
+#[derive(Clone)]
 struct BuiltLayer {
     stages: Vec<BuiltStage>,
 }
 
+#[derive(Clone)]
 struct BuiltStage {
     branches: Vec<BuiltBranch>,
     factor: f64,
 }
 
+#[derive(Clone)]
 struct BuiltBranch {
-    mixer: Box<dyn Mixer>,
+    mixer: Arc<dyn Mixer>,
     pre_norm: Option<(String, Norm)>,
     post_norm: Option<Norm>,
     input_multiplier: f64,
@@ -140,6 +154,33 @@ impl Stack {
         Ok(x)
     }
 
+    /// The same layers, every mixer that has a form of constant cost a token replaced by it ([`Mixer::distilled`]), with
+    /// `modes` modes a channel; and which these are.
+    ///
+    /// # Errors
+    /// If there are no modes, or memory cannot be had; the error names the layer.
+    pub fn distilled(&self, modes: usize) -> Result<(Self, Vec<DistilledLayer>)> {
+        let (mut known, mut report) = (HashMap::new(), Vec::new());
+        let mut layers = Vec::with_capacity(self.layers.len());
+        for (layer, name) in self.layers.iter().zip(&self.names) {
+            if let Some(shared) = known.get(&Arc::as_ptr(layer)) {
+                layers.push(Arc::clone(shared));
+                continue;
+            }
+            let mut new = BuiltLayer::clone(layer);
+            for branch in new.stages.iter_mut().flat_map(|s| &mut s.branches) {
+                let distilled = branch.mixer.distilled(modes).map_err(|e| e.context(name.clone()))?;
+                let Some(Distilled { mixer, error, worst }) = distilled else { continue };
+                branch.mixer = mixer.into();
+                report.push(DistilledLayer { layer: name.clone(), error, worst });
+            }
+            let new = Arc::new(new);
+            known.insert(Arc::as_ptr(layer), new.clone());
+            layers.push(new);
+        }
+        Ok((Self { layers, names: self.names.clone(), rescale_every: self.rescale_every }, report))
+    }
+
     /// Every mixer in order of use: one state each.
     pub fn mixers(&self) -> impl Iterator<Item = &dyn Mixer> {
         self.layers.iter().flat_map(|l| &l.stages).flat_map(|s| &s.branches).map(|b| &*b.mixer)
@@ -242,7 +283,7 @@ impl BuiltBranch {
         let mixer = if pre_norm_alone { mixer } else { mixer.scale_outputs(1.0) };
         Ok(Self {
             pre_norm,
-            mixer: branch.mixer.build(d_model, mixer)?,
+            mixer: branch.mixer.build(d_model, mixer)?.into(),
             post_norm: branch.post_norm.as_ref().map(build).transpose()?,
             input_multiplier: branch.input_multiplier,
             output_multiplier: branch.output_multiplier,

@@ -6,6 +6,7 @@ use std::collections::HashMap;
 use candle_core::{DType, Device, IndexOp, Result, Tensor};
 use semisep_core::{Context, Mixer, MixerConfig, Norm, NormConfig, NormKind, Source, VarBuilder};
 use semisep_hyena::{Hyena, HyenaConfig, StripedHyena, StripedHyenaConfig};
+use semisep_models::{Blueprint, LanguageModel, Registry, blueprints};
 use semisep_tests::{assert_close, golden, randn, relative_rms, values};
 
 const D: usize = 8;
@@ -166,6 +167,40 @@ fn distilling_reports_the_error_that_it_makes() -> Result<()> {
     }
     assert!(last.0 < 1e-2, "12 modes: {}", last.0);
     assert!(layer.distill(0).is_err());
+    Ok(())
+}
+
+/// The shipped small model, its filters shortened: distilled, it steps as it prefills, with a state that does not grow, and
+/// knows its parameters.
+#[test]
+fn a_distilled_model_decodes_at_constant_cost() -> Result<()> {
+    let source = blueprints::source("hyena").unwrap().replace("l_max = 10240", "l_max = 256");
+    let architecture = Blueprint::parse(&source, "hyena.toml", &Registry::builtin()).unwrap().architecture();
+    let build = || LanguageModel::new(&architecture, &VarBuilder::seeded(3, DType::F64, Device::Cpu));
+    let plain = build()?;
+    let (model, layers) = build()?.distilled(16)?;
+    assert_eq!(layers.len(), 4);
+    assert_eq!(layers[3].layer, "layer 3 (hyena)");
+    assert!(layers.iter().all(|l| l.error > 0.0 && l.error <= l.worst && l.worst < 0.1), "{layers:?}");
+    let ids: Vec<u32> = (0..80).map(|i| (i * i * 7 + 3) % 256).collect();
+    let ids = Tensor::from_vec(ids, (2, 40), &Device::Cpu)?;
+    let (want, near) = (model.forward(&ids, None)?, plain.forward(&ids, None)?);
+    assert!(relative_rms(&want, &near)? < 0.05);
+    let mut state = model.new_state(2)?;
+    let head = model.forward(&ids.narrow(1, 0, 17)?, Some(&mut state))?;
+    assert_close("head", &head, &want.narrow(1, 0, 17)?, 1e-10);
+    for t in 17..40 {
+        let tokens = ids.i((.., t))?.to_vec1::<u32>()?;
+        assert_close("step", &model.step(&tokens, &mut state)?, &want.i((.., t))?, 1e-10);
+    }
+    assert_eq!(state.size_bytes(40), model.new_state(2)?.size_bytes(1 << 20));
+    assert!(plain.new_state(2)?.size_bytes(1 << 20) > 100 * state.size_bytes(40));
+    // The networks of the filters are gone, poles and residues there.
+    let names: Vec<&str> = model.parameter_groups().iter().map(|g| g.name.as_str()).collect();
+    assert!(names.contains(&"backbone.layers.3.mixer.filter_fn.poles"));
+    assert!(!names.iter().any(|name| name.contains("implicit_filter")));
+    assert!(names.contains(&"backbone.embedding.weight"));
+    assert!(build()?.distilled(0).is_err());
     Ok(())
 }
 

@@ -38,7 +38,7 @@ pub use heads::{HeadNorm, check_expand, head_width, repeat_heads};
 pub use init::{Init, Rng};
 pub use linear::{Activation, Linear};
 pub use linear_map::LinearMapConfig;
-pub use mixer::{Context, Mixer, Mixing, Shared};
+pub use mixer::{Context, Distilled, Mixer, Mixing, Shared};
 pub use mixing::{lower_triangle, segment_sums, softplus};
 pub use mlp::{Mlp, MlpConfig};
 pub use nested::Nested;

@@ -138,6 +138,16 @@ pub struct Mixing {
     pub output: Tensor,
 }
 
+/// A layer that stands in for another, and how near it comes: see [`Mixer::distilled`].
+pub struct Distilled {
+    /// The layer.
+    pub mixer: Box<dyn Mixer>,
+    /// What is approximated, over all its channels: RMS of the difference over RMS of the original.
+    pub error: f64,
+    /// The same of the channel where it is largest.
+    pub worst: f64,
+}
+
 /// A sequence mixer (or a channel mixer, which mixes nothing along the sequence).
 ///
 /// The guarantees that the conformance suite proves for each implementation: forward equals step by step; prefilling
@@ -171,6 +181,16 @@ pub trait Mixer: Send + Sync {
     /// by it, before any of them runs, whether each finds what it receives.
     fn hands_on(&self) -> Vec<(&'static str, usize)> {
         Vec::new()
+    }
+
+    /// A layer of constant work and state a token in place of this one, for inference, by `modes` modes a channel: where a
+    /// step of this one goes over all that it has seen, and such a form exists (Hyena). An approximation; `None` where
+    /// there is nothing to gain.
+    ///
+    /// # Errors
+    /// If there are no modes, or memory cannot be had.
+    fn distilled(&self, _modes: usize) -> Result<Option<Distilled>> {
+        Ok(None)
     }
 
     /// The state before the first token, for `batch` sequences.

@@ -6,9 +6,9 @@
 //! Powers are made by doubling, and split as `p^(cC + r) = p^(cC) p^r`: tables of C and l / C entries and one product of
 //! matrices stand for a table of l. No logarithm is taken of a pole, so 0 is one like any other.
 
-use candle_core::{D, Result, Tensor};
+use candle_core::{D, DType, Result, Tensor};
 use semisep_core::{State, StateKind};
-use semisep_kernels::{LongConv, long_conv};
+use semisep_kernels::{LongConv, ModalSystem, long_conv, modal_update};
 
 use crate::cache::FilterCache;
 
@@ -22,7 +22,15 @@ pub(crate) struct Modal {
     skip: Tensor,     // (d)
     repeat: usize,
     /// What no training changes.
-    fixed: Option<(Modes, FilterCache)>,
+    fixed: Option<(Modes, Bank, FilterCache)>,
+}
+
+/// The systems as the one-token kernel takes them, in f64.
+#[derive(Clone)]
+struct Bank {
+    poles: Tensor,  // (systems, n, 2)
+    input: Tensor,  // (systems, n, 2): ones
+    output: Tensor, // (1, systems, n, 2): half the residues, as the kernel reads 2 Re
 }
 
 /// Poles and residues, (systems, n).
@@ -110,19 +118,30 @@ impl Modal {
         let (poles, residues) = (poles.clone(), residues.clone());
         let mut modal = Self { poles, residues, skip, repeat, fixed: None };
         if !trained {
-            modal.fixed = Some((modal.modes()?, FilterCache::default()));
+            modal.fixed = Some((modal.modes()?, modal.bank()?, FilterCache::default()));
         }
         Ok(modal)
     }
 
     fn modes(&self) -> Result<Modes> {
         match &self.fixed {
-            Some((modes, _)) => Ok(modes.clone()),
+            Some((modes, ..)) => Ok(modes.clone()),
             None => Ok(Modes {
                 poles: Complex::of_pairs(&self.poles)?,
                 residues: Complex::of_pairs(&self.residues)?,
             }),
         }
+    }
+
+    fn bank(&self) -> Result<Bank> {
+        if let Some((_, bank, _)) = &self.fixed {
+            return Ok(bank.clone());
+        }
+        let wide = |t: &Tensor| t.detach().to_dtype(DType::F64)?.contiguous();
+        let poles = wide(&self.poles)?;
+        let one = Complex::one(&poles.narrow(2, 0, 1)?.squeeze(2)?.contiguous()?)?;
+        let output = wide(&self.residues)?.affine(0.5, 0.0)?.unsqueeze(0)?;
+        Ok(Bank { input: one.pairs()?, poles, output })
     }
 
     pub(crate) fn skip(&self) -> &Tensor {
@@ -132,7 +151,7 @@ impl Modal {
     /// The first `len` taps, (d, len).
     pub(crate) fn taps(&self, len: usize) -> Result<Tensor> {
         match &self.fixed {
-            Some((_, cache)) => cache.get((1, len, usize::MAX), |len| self.compute(len)),
+            Some((.., cache)) => cache.get((1, len, usize::MAX), |len| self.compute(len)),
             None => self.compute(len),
         }
     }
@@ -232,16 +251,12 @@ impl Modal {
         Complex { re: (old.re + new.re)?, im: (old.im + new.im)? }.pairs()
     }
 
-    /// One token x (b, d): y (b, d) and the new state.
-    pub(crate) fn step(&self, state: &Tensor, x: &Tensor) -> Result<(Tensor, Tensor)> {
-        let Modes { poles, residues } = self.modes()?;
-        let (poles, residues) = (poles.map(|t| self.spread(t))?, residues.map(|t| self.spread(t))?);
-        let old = Complex::of_pairs(state)?.mul(&poles)?;
-        let new =
-            Complex { re: old.re.broadcast_add(&x.to_dtype(state.dtype())?.unsqueeze(2)?)?, im: old.im };
-        let y = new.mul(&residues)?.re.sum(2)?.to_dtype(x.dtype())?;
-        let y = (y + x.broadcast_mul(&self.skip.to_dtype(x.dtype())?)?)?;
-        Ok((y, new.pairs()?))
+    /// One token x (b, d): y (b, d); the state (b, d, n, 2) is advanced in place.
+    pub(crate) fn step(&self, state: &Tensor, x: &Tensor) -> Result<Tensor> {
+        let Bank { poles, input, output } = &self.bank()?;
+        let system = ModalSystem { poles, input, output, low_rank: None, skip: None };
+        let y = modal_update(state, x, &system)?.squeeze(1)?;
+        y + x.broadcast_mul(&self.skip.to_dtype(x.dtype())?)?
     }
 
     /// Adds the state of `channels` channels, of zeros.

@@ -119,56 +119,29 @@ impl From<&RnnConfig> for Sizes {
     }
 }
 
-impl MixerConfig for LstmConfig {
-    fn kind(&self) -> &'static str {
-        "lstm"
-    }
+/// What a configuration of cells says of its mixer.
+macro_rules! cells {
+    ($config:ty) => {
+        impl MixerConfig for $config {
+            fn kind(&self) -> &'static str {
+                Sizes::from(self).kind
+            }
 
-    fn check(&self, d_model: usize) -> Vec<Issue> {
-        Sizes::from(self).check(d_model)
-    }
+            fn check(&self, d_model: usize) -> Vec<Issue> {
+                Sizes::from(self).check(d_model)
+            }
 
-    fn build(&self, d_model: usize, vb: VarBuilder) -> Result<Box<dyn Mixer>> {
-        Ok(Box::new(Rnn::lstm(d_model, self, &vb)?))
-    }
+            fn build(&self, d_model: usize, vb: VarBuilder) -> Result<Box<dyn Mixer>> {
+                Ok(Box::new(Rnn::new(d_model, self.into(), &vb)?))
+            }
 
-    fn to_json(&self) -> serde_json::Value {
-        serde_json::json!(self)
-    }
+            fn to_json(&self) -> serde_json::Value {
+                serde_json::json!(self)
+            }
+        }
+    };
 }
 
-impl MixerConfig for GruConfig {
-    fn kind(&self) -> &'static str {
-        "gru"
-    }
-
-    fn check(&self, d_model: usize) -> Vec<Issue> {
-        Sizes::from(self).check(d_model)
-    }
-
-    fn build(&self, d_model: usize, vb: VarBuilder) -> Result<Box<dyn Mixer>> {
-        Ok(Box::new(Rnn::gru(d_model, self, &vb)?))
-    }
-
-    fn to_json(&self) -> serde_json::Value {
-        serde_json::json!(self)
-    }
-}
-
-impl MixerConfig for RnnConfig {
-    fn kind(&self) -> &'static str {
-        "rnn"
-    }
-
-    fn check(&self, d_model: usize) -> Vec<Issue> {
-        Sizes::from(self).check(d_model)
-    }
-
-    fn build(&self, d_model: usize, vb: VarBuilder) -> Result<Box<dyn Mixer>> {
-        Ok(Box::new(Rnn::plain(d_model, self, &vb)?))
-    }
-
-    fn to_json(&self) -> serde_json::Value {
-        serde_json::json!(self)
-    }
-}
+cells!(LstmConfig);
+cells!(GruConfig);
+cells!(RnnConfig);

@@ -20,6 +20,7 @@ mod minimal_config;
 mod stack;
 
 use candle_core::{Result, Tensor};
+use config::Sizes;
 pub use config::{GruConfig, LstmConfig, Nonlinearity, RnnConfig};
 pub use minimal::MinimalRnn;
 pub use minimal_config::{Candidate, MinGruConfig, MinLstmConfig};
@@ -39,27 +40,8 @@ impl Rnn {
     ///
     /// # Errors
     /// If a parameter is missing or has another shape.
-    pub fn lstm(d_model: usize, config: &LstmConfig, vb: &VarBuilder) -> Result<Self> {
-        Self::new(d_model, RnnStack::lstm(d_model, config, vb)?, vb)
-    }
-
-    /// With the parameters of `vb`.
-    ///
-    /// # Errors
-    /// If a parameter is missing or has another shape.
-    pub fn gru(d_model: usize, config: &GruConfig, vb: &VarBuilder) -> Result<Self> {
-        Self::new(d_model, RnnStack::gru(d_model, config, vb)?, vb)
-    }
-
-    /// With the parameters of `vb`.
-    ///
-    /// # Errors
-    /// If a parameter is missing or has another shape.
-    pub fn plain(d_model: usize, config: &RnnConfig, vb: &VarBuilder) -> Result<Self> {
-        Self::new(d_model, RnnStack::plain(d_model, config, vb)?, vb)
-    }
-
-    fn new(d_model: usize, cells: RnnStack, vb: &VarBuilder) -> Result<Self> {
+    pub(crate) fn new(d_model: usize, sizes: Sizes, vb: &VarBuilder) -> Result<Self> {
+        let cells = RnnStack::new(d_model, sizes, vb)?;
         let out_proj = (cells.hidden() != d_model)
             .then(|| Linear::new(cells.hidden(), d_model, false, &vb.pp("out_proj")))
             .transpose()?;

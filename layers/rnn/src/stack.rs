@@ -49,7 +49,7 @@ impl RnnStack {
         Self::new(inputs, config.into(), vb)
     }
 
-    fn new(inputs: usize, sizes: Sizes, vb: &VarBuilder) -> Result<Self> {
+    pub(crate) fn new(inputs: usize, sizes: Sizes, vb: &VarBuilder) -> Result<Self> {
         let hidden = sizes.hidden.unwrap_or(inputs);
         let (rows, init) = (sizes.cell.gates() * hidden, Init::linear(hidden));
         let mut layers = Vec::with_capacity(sizes.layers);

@@ -43,6 +43,16 @@ pub(crate) fn cases() -> Vec<Case> {
             ..bare.clone()
         }),
     );
+    add("s5 given intervals", Box::new(S5Config { dt: Intervals::Given, ..bare.clone() }));
+    add(
+        "s5 given intervals bilinear",
+        Box::new(S5Config {
+            dt: Intervals::Given,
+            discretization: Discretization::Bilinear,
+            conj_sym: false,
+            ..bare.clone()
+        }),
+    );
     add("s5 bidirectional", Box::new(S5Config { bidirectional: true, ..bare.clone() }));
     add(
         "s5 bidirectional full",

@@ -4,7 +4,8 @@ use candle_core::{D, Result, Tensor};
 use semisep_core::{Context, Cost, Mixer, Mixing, ParameterGroup, Shared, State};
 use semisep_tests::randn;
 
-/// Feeds a mixer with fixed linear maps of its own input where it asks for something of earlier layers.
+/// Feeds a mixer with fixed maps of its own input where it asks for something of earlier layers: linear ones, but for
+/// times between tokens, which are positive.
 pub(crate) struct Fed(pub(crate) Box<dyn Mixer>);
 
 impl Fed {
@@ -19,6 +20,7 @@ impl Fed {
                 0 => Tensor::zeros(shape, x.dtype(), x.device())?,
                 _ => x.reshape(((), x.dim(D::Minus1)?))?.matmul(&map)?.reshape(shape)?,
             };
+            let value = if name == "intervals" { value.sqr()?.affine(0.1, 0.2)? } else { value };
             shared.set(name, value);
         }
         Ok(shared)
@@ -54,7 +56,15 @@ impl Mixer for Fed {
         self.0.parameter_groups()
     }
 
+    /// A matrix is asked for without a context: none where the times between tokens come with it.
     fn matrix(&self, x: &Tensor) -> Result<Option<Mixing>> {
-        self.0.matrix(x)
+        let timed = self.0.receives().iter().any(|(name, _)| *name == "intervals");
+        match self.0.matrix(x) {
+            Err(error) if timed => {
+                assert!(error.to_string().contains("no earlier layer leaves `intervals`"), "{error}");
+                Ok(None)
+            }
+            mixing => mixing,
+        }
     }
 }

@@ -7,7 +7,9 @@ use std::sync::Arc;
 use candle_core::{DType, Device};
 use clap::{Args, ValueEnum};
 use indicatif::{ProgressBar, ProgressStyle};
+use semisep_models::DistilledLayer;
 
+use super::say;
 use crate::load::{LoadOptions, Loaded, plan};
 use crate::{Error, Result};
 
@@ -32,6 +34,9 @@ pub(super) struct ModelArgs {
     /// Pass over tensors that the model has no use for
     #[arg(long)]
     allow_unexpected: bool,
+    /// Replace Hyena's filters by N modes a channel: constant work and memory a token, an approximation whose error is told
+    #[arg(long, value_name = "N")]
+    distill: Option<usize>,
 }
 
 /// Dtypes of weights.
@@ -71,8 +76,21 @@ fn device(name: &str) -> Result<Where, String> {
 }
 
 impl ModelArgs {
-    /// Loads the model, with a progress bar on a terminal if it is large.
+    /// Loads the model, with a progress bar on a terminal if it is large, and distills it where that is asked for.
     pub(super) fn load(&self) -> Result<Loaded> {
+        let loaded = self.read()?;
+        let Some(modes) = self.distill else { return Ok(loaded) };
+        let distilled = loaded.model.distilled(modes).map_err(|e| Error::new(format!("--distill: {e}")));
+        let (model, layers) = distilled?;
+        for DistilledLayer { layer, error, worst } in layers {
+            say(&format!(
+                "[{layer}: {modes} modes a channel; filters off by {error:.1e}, the worst by {worst:.1e}]"
+            ));
+        }
+        Ok(Loaded { model, ..loaded })
+    }
+
+    fn read(&self) -> Result<Loaded> {
         let device = match self.device {
             Where::Cpu => Device::Cpu,
             Where::Cuda(n) => Device::new_cuda(n).map_err(|e| {

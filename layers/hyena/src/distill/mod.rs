@@ -64,18 +64,25 @@ impl Hyena {
         let relative = |(error, scale): (f64, f64)| if error == 0.0 { 0.0 } else { (error / scale).sqrt() };
         let total = fits.iter().fold((0.0, 0.0), |sum, f| (sum.0 + f.error.0, sum.1 + f.error.1));
         let errors = fits.iter().map(|f| relative(f.error)).collect();
-        let layer =
-            DistilledHyena { frame: self.frame.clone(), modes, convolutions, groups: self.distilled(modes) };
+        let layer = DistilledHyena {
+            frame: self.frame.clone(),
+            modes,
+            convolutions,
+            groups: self.distilled_groups(modes),
+        };
         Ok((layer, Distillation { modes, errors, error: relative(total) }))
     }
 
     /// The parameters of the distilled layer.
-    fn distilled(&self, modes: usize) -> Vec<ParameterGroup> {
+    fn distilled_groups(&self, modes: usize) -> Vec<ParameterGroup> {
         let kept = |g: &ParameterGroup| !g.name.contains("filter_fn.") || g.name.ends_with("filter_fn.bias");
         let mut groups: Vec<ParameterGroup> = self.parameter_groups().into_iter().filter(kept).collect();
         let width = (self.frame.order - 1) * self.frame.d_model;
+        let prefix =
+            groups.iter().find_map(|g| g.name.strip_suffix("filter_fn.bias")).unwrap_or("").to_owned();
         for name in ["filter_fn.poles", "filter_fn.residues"] {
-            groups.push(ParameterGroup::scale(name, (width, modes, 2), Init::ZEROS));
+            let name = format!("{prefix}{name}");
+            groups.push(ParameterGroup::scale(&name, (width, modes, 2), Init::ZEROS));
         }
         groups
     }
@@ -138,8 +145,10 @@ impl Mixer for DistilledHyena {
         let z = self.frame.project_step(u, state)?;
         let (ssm, mut states) = (state.get("ssm")?, Vec::new());
         let (y, _) = self.frame.gated(&z, |o, v| {
-            let (y, new) = self.convolutions[o].step(&self.part(ssm, o)?, &v.squeeze(1)?)?;
-            states.push(new);
+            // The state itself, or a copy where several convolutions' states lie between each other.
+            let part = self.part(ssm, o)?.contiguous()?;
+            let y = self.convolutions[o].step(&part, &v.squeeze(1)?)?;
+            states.push(part);
             y.unsqueeze(1)
         })?;
         let out = self.frame.finish(&y.squeeze(1)?)?;

@@ -28,7 +28,7 @@ use candle_core::{D, DType, Device, Result, Tensor, bail};
 pub use config::HyenaConfig;
 use filter::ImplicitFilter;
 use semisep_core::{
-    Context, Cost, Init, Linear, Mixer, Mixing, ParameterGroup, State, StateKind, VarBuilder,
+    Context, Cost, Distilled, Init, Linear, Mixer, Mixing, ParameterGroup, State, StateKind, VarBuilder,
 };
 use semisep_kernels::{CausalConv1d, LongConv, causal_conv1d, causal_conv1d_update, long_conv, state_dtype};
 
@@ -239,6 +239,12 @@ impl Mixer for Hyena {
         state.append("v", &inputs, &lengths)?;
         state.advance(&lengths);
         Ok(out)
+    }
+
+    fn distilled(&self, modes: usize) -> Result<Option<Distilled>> {
+        let (layer, report) = self.distill(modes)?;
+        let worst = report.errors.iter().copied().fold(0.0, f64::max);
+        Ok(Some(Distilled { mixer: Box::new(layer), error: report.error, worst }))
     }
 
     fn new_state(&self, batch: usize) -> Result<State> {

@@ -148,9 +148,8 @@ impl Mixer for StripedHyena {
         let bias = self.short_bias.as_ref();
         let z = causal_conv1d_update(state.get("conv")?, &z, &self.short_weight, bias, false)?;
         let [x2, x1, v] = self.split(&z)?;
-        let (y, ssm) = self.modal.step(state.get("ssm")?, &(x1 * v)?)?;
+        let y = self.modal.step(state.get("ssm")?, &(x1 * v)?)?;
         let out = self.out.forward(&(y * x2)?)?;
-        state.set("ssm", ssm)?;
         state.advance(&vec![1; b]);
         Ok(out)
     }
