@@ -178,14 +178,21 @@ fn a_distilled_model_decodes_at_constant_cost() -> Result<()> {
     let architecture = Blueprint::parse(&source, "hyena.toml", &Registry::builtin()).unwrap().architecture();
     let build = || LanguageModel::new(&architecture, &VarBuilder::seeded(3, DType::F64, Device::Cpu));
     let plain = build()?;
-    let (model, layers) = build()?.distilled(16)?;
+    let (model, layers) = build()?.distilled(32)?;
     assert_eq!(layers.len(), 4);
     assert_eq!(layers[3].layer, "layer 3 (hyena)");
-    assert!(layers.iter().all(|l| l.error > 0.0 && l.error <= l.worst && l.worst < 0.1), "{layers:?}");
+    let (coarse, few) = build()?.distilled(4)?;
+    for (few, many) in few.iter().zip(&layers) {
+        assert!(
+            many.error > 0.0 && many.error <= many.worst && many.error < 0.7 * few.error,
+            "{few:?} {many:?}"
+        );
+    }
     let ids: Vec<u32> = (0..80).map(|i| (i * i * 7 + 3) % 256).collect();
     let ids = Tensor::from_vec(ids, (2, 40), &Device::Cpu)?;
     let (want, near) = (model.forward(&ids, None)?, plain.forward(&ids, None)?);
-    assert!(relative_rms(&want, &near)? < 0.05);
+    let off = |y: &Tensor| relative_rms(y, &near);
+    assert!(off(&want)? < 0.7 * off(&coarse.forward(&ids, None)?)?);
     let mut state = model.new_state(2)?;
     let head = model.forward(&ids.narrow(1, 0, 17)?, Some(&mut state))?;
     assert_close("head", &head, &want.narrow(1, 0, 17)?, 1e-10);

@@ -26,20 +26,18 @@ fn verify(modes: &str, tolerance: &str) -> (Option<i32>, Value, String) {
 /// Every layer says how far its filters are off; the logits follow, in the parallel form, in pieces and step by step.
 #[test]
 fn a_checkpoint_says_what_distilling_costs() {
-    let (code, json, told) = verify("24", "0.02");
+    let (code, json, told) = verify("16", "0.05");
     assert_eq!(code, Some(0), "{json} {told}");
-    for layer in ["[layer 0 (hyena): 24 modes a channel; filters off by ", "[layer 1 (hyena): 24 modes"] {
+    for layer in ["[layer 0 (hyena): 16 modes a channel; filters off by ", "[layer 1 (hyena): 16 modes"] {
         assert!(told.contains(layer), "{told}");
     }
     let off = |told: &str| -> f64 {
         let rest = told.split("off by ").nth(1).unwrap();
         rest.split(',').next().unwrap().parse().unwrap()
     };
-    let (_, coarse_json, coarse) = verify("2", "0.02");
-    assert!(off(&coarse) > 10.0 * off(&told), "{coarse} {told}");
-    // More modes than the filter has taps lose nothing that is above rounding.
-    let (code, _, told) = verify("2", "1e-9");
-    assert_eq!(code, Some(1), "an approximation is not the original: {told} {coarse_json}");
+    let (code, json, coarse) = verify("2", "0.05");
+    assert_eq!(code, Some(1), "two modes are too few: {json}");
+    assert!(off(&coarse) > 4.0 * off(&told), "{coarse} {told}");
 }
 
 #[test]
