@@ -58,6 +58,57 @@ fn every_golden_model_is_the_same_from_its_blueprint_and_from_our_files() {
     }
 }
 
+/// Names, joins and reorderings backwards: in its own layout every model comes out as it went in.
+#[test]
+fn every_golden_model_is_the_same_in_its_own_layout() {
+    let dir = tempfile::tempdir().unwrap();
+    for name in GOLDEN {
+        let (folder, out) = (golden(name), dir.path().join(name));
+        run(&["export", folder.to_str().unwrap(), "--out", out.to_str().unwrap(), "--layout", "same"]);
+        same_model(&folder, &out, name);
+        assert!(!out.join("blueprint.toml").exists());
+    }
+}
+
+/// Into another family's layout, by a configuration written for the model, and back to our own.
+#[test]
+fn other_layouts() {
+    let dir = tempfile::tempdir().unwrap();
+    let text = |path: &Path| path.to_str().unwrap().to_owned();
+    for (name, layout) in [
+        ("mamba-orig", "mamba"),
+        ("mamba-hf", "state-spaces"),
+        ("mamba2-orig", "mamba2"),
+        ("mamba2-orig-groups", "mamba2"),
+        ("mamba2-hf", "state-spaces"),
+        ("mamba2attn-orig", "state-spaces"),
+        ("mamba2attn-mlp-orig", "state-spaces"),
+        ("gla-fla", "gla-fla"),
+        ("retnet-fla", "retnet-fla"),
+        ("delta_net-fla", "deltanet-fla"),
+        ("gated_deltanet-fla", "gated-deltanet-fla"),
+    ] {
+        // Through our own layout, so that nothing is left of the configuration that was there.
+        let (ours, theirs) = (dir.path().join(name), dir.path().join(format!("{name}-{layout}")));
+        run(&["export", &text(&golden(name)), "--out", &text(&ours)]);
+        run(&["export", &text(&ours), "--out", &text(&theirs), "--layout", layout]);
+        let loaded = load(&theirs, &LoadOptions::default()).unwrap();
+        assert_eq!(loaded.family, layout, "{name}");
+        assert!(logits(&ours) == logits(&theirs), "{name} as {layout}");
+    }
+    for (name, layout, part) in [
+        ("mamba2attn-orig", "mamba2", "its layers are not all mamba2"),
+        ("gla-fla", "state-spaces", "it has no layer like gla"),
+        ("mamba-orig", "no-such", "no configuration of no-such"),
+    ] {
+        let out = dir.path().join("refused");
+        let output = semisep(&["export", &text(&golden(name)), "--out", &text(&out), "--layout", layout]);
+        assert_eq!(output.status.code(), Some(2));
+        assert!(stderr(&output).contains(part), "{}", stderr(&output));
+        assert!(!out.exists());
+    }
+}
+
 #[test]
 fn shards_types_and_seeds() {
     let dir = tempfile::tempdir().unwrap();

@@ -6,14 +6,14 @@ use candle_core::DType;
 
 use super::model::Dtype;
 use super::{Outcome, architecture, say};
-use crate::Result;
-use crate::export::{Exporter, MAX_SHARD_BYTES, parse_size};
-use crate::load::{LoadOptions, plan};
+use crate::export::{Exporter, Layout, MAX_SHARD_BYTES, parse_size};
+use crate::load::{LoadOptions, Planned, plan};
+use crate::{Error, Result};
 
-/// Write a model as safetensors beside its blueprint
+/// Write a model as safetensors beside its blueprint, or in the layout of a public family
 ///
-/// A checkpoint's weights are written under our own names, in the types they are stored in, with its tokenizer; a
-/// blueprint gets random weights. The folder that is written loads like any other, bit for bit the same.
+/// A checkpoint's weights are written in the types they are stored in, with its tokenizer; a blueprint gets random
+/// weights. The folder that is written loads like any other, bit for bit the same.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     /// Checkpoint folder, shipped blueprint or blueprint file
@@ -22,6 +22,10 @@ pub(super) struct Args {
     /// Folder to write; it must not exist, or be empty
     #[arg(long, short, value_name = "DIR")]
     out: PathBuf,
+    /// `semisep` for our own names and blueprint.toml, `same` for the checkpoint's own layout, or a family whose
+    /// configuration can express the model
+    #[arg(long, value_name = "LAYOUT", default_value = "semisep")]
+    layout: String,
     /// Type of the weights; norms, decays and the like are kept in f32 at least [default: as stored; f32]
     #[arg(long, value_enum)]
     dtype: Option<Dtype>,
@@ -37,14 +41,26 @@ impl Args {
     pub(super) fn run(&self) -> Result<Outcome> {
         let dtype = self.dtype.map(DType::from);
         let folder = Path::new(&self.model);
-        let exporter = if folder.is_dir() {
-            let planned = plan(folder, &LoadOptions::default())?;
-            Exporter::of_checkpoint(&planned, dtype)?
-        } else {
-            Exporter::of_seed(architecture::open(&self.model)?, self.seed, dtype.unwrap_or(DType::F32))?
+        let planned = folder.is_dir().then(|| plan(folder, &LoadOptions::default())).transpose()?;
+        let exporter = match &planned {
+            Some(planned) => Exporter::of_checkpoint(planned, dtype)?,
+            None => {
+                Exporter::of_seed(architecture::open(&self.model)?, self.seed, dtype.unwrap_or(DType::F32))?
+            }
         };
-        exporter.write(&self.out, self.max_shard_size)?;
+        let layout = self.layout(&exporter, planned.as_ref())?;
+        exporter.write(&self.out, layout.as_ref(), self.max_shard_size)?;
         say(&format!("{}: written", self.out.display()));
         Ok(Outcome::Good)
+    }
+
+    fn layout(&self, exporter: &Exporter, planned: Option<&Planned>) -> Result<Option<Layout>> {
+        match (self.layout.as_str(), planned) {
+            ("semisep", _) => Ok(None),
+            ("same", None) => Err(Error::new("--layout same: a blueprint has no layout of its own")),
+            ("same", Some(planned)) => Layout::of_checkpoint(planned).map(Some),
+            (family, Some(planned)) if planned.family() == family => Layout::of_checkpoint(planned).map(Some),
+            (family, _) => Layout::named(family, exporter.architecture()).map(Some),
+        }
     }
 }

@@ -1,5 +1,7 @@
 //! A model as a folder of files: weights as safetensors beside the blueprint or configuration that explains them.
 
+mod configs;
+mod layout;
 mod shards;
 
 use std::collections::BTreeSet;
@@ -12,11 +14,12 @@ use semisep_models::LanguageModel;
 use semisep_models::normal::Architecture;
 use serde_json::{Map, Value};
 
+pub use layout::Layout;
 pub use shards::{MAX_SHARD_BYTES, parse_size};
 
-use crate::checkpoint::{StoredType, TensorEntry as Entry};
-use crate::import::Fields;
-use crate::load::Planned;
+use crate::checkpoint::{StoredType, TensorEntry};
+use crate::import::{Fields, Foreign};
+use crate::load::{LoadOptions, Planned, plan};
 use crate::{Error, Result, files};
 
 /// A model to write: its parameters are read one at a time.
@@ -52,10 +55,8 @@ impl Exporter {
             let found = loaded.iter().find(|t| t.name == p.name);
             found.and_then(|t| StoredType::float(t.dtype)).unwrap_or(DType::F32)
         };
-        let parameters = once(&planned.parameters).map(|p| {
-            let dtype = dtype.map_or_else(|| stored(p), |dtype| at_least(dtype, p));
-            (p.clone(), dtype)
-        });
+        let parameters =
+            once(&planned.parameters).map(|p| (p.clone(), at_least(dtype.unwrap_or_else(|| stored(p)), p)));
         Ok(Self {
             architecture: planned.architecture.clone(),
             parameters: parameters.collect(),
@@ -79,25 +80,62 @@ impl Exporter {
         })
     }
 
-    /// Writes `blueprint.toml` and `model.safetensors` (several and an index, where more than `max_shard_bytes`), under
-    /// our own names. The folder must not exist, or be empty; it appears whole or not at all.
+    /// The model.
+    pub fn architecture(&self) -> &Architecture {
+        &self.architecture
+    }
+
+    /// Writes `blueprint.toml` and the weights under our own names; with a layout, its `config.json` and the weights under
+    /// its names: `model.safetensors`, or several and an index where more than `max_shard_bytes`. The folder must not
+    /// exist, or be empty; it appears whole or not at all.
     ///
     /// # Errors
-    /// If the folder holds files, or cannot be written to.
-    pub fn write(&self, out: &Path, max_shard_bytes: u64) -> Result<()> {
-        let entries: Vec<Entry> = self
-            .parameters
-            .iter()
-            .map(|(p, dtype)| Entry { name: p.name.clone(), dtype: *dtype, shape: p.shape.clone() })
-            .collect();
-        let mut get = |i: usize| self.read(i);
+    /// If the folder holds files or cannot be written to, or the model has parameters that the layout has no place for.
+    pub fn write(&self, out: &Path, layout: Option<&Layout>, max_shard_bytes: u64) -> Result<()> {
         into_folder(out, |folder| {
-            files::write(&folder.join("blueprint.toml"), self.architecture.to_toml().as_bytes())?;
             for (name, content) in &self.beside {
                 files::write(&folder.join(name), content)?;
             }
-            shards::write(folder, &entries, &mut get, max_shard_bytes)
+            match layout {
+                None => self.write_ours(folder, max_shard_bytes)?,
+                Some(layout) => self.write_in(folder, layout, max_shard_bytes)?,
+            }
+            // What was written is the model: nothing is handed over that cannot be loaded.
+            let written = plan(folder, &LoadOptions::default())?.architecture;
+            if layout::padded(&written).hash() != layout::padded(&self.architecture).hash() {
+                return Err(Error::at(out, "the files would stand for another model: nothing was written"));
+            }
+            Ok(())
         })
+    }
+
+    fn write_ours(&self, folder: &Path, max_shard_bytes: u64) -> Result<()> {
+        files::write(&folder.join("blueprint.toml"), self.architecture.to_toml().as_bytes())?;
+        let entries: Vec<TensorEntry> = self
+            .parameters
+            .iter()
+            .map(|(p, dtype)| TensorEntry { name: p.name.clone(), dtype: *dtype, shape: p.shape.clone() })
+            .collect();
+        shards::write(folder, &entries, &mut |i| self.read(i), max_shard_bytes)
+    }
+
+    fn write_in(&self, folder: &Path, layout: &Layout, max_shard_bytes: u64) -> Result<()> {
+        if let Some(config) = &layout.config {
+            files::write(&folder.join("config.json"), config.as_bytes())?;
+        }
+        let parameters = self.parameters.iter().map(|(p, dtype)| (&p.name[..], &p.shape[..], *dtype));
+        let (entries, tensors): (Vec<TensorEntry>, Vec<Foreign>) =
+            layout.tensors(&parameters.collect::<Vec<_>>())?.into_iter().unzip();
+        // Tensors made of the same parameter follow each other.
+        let mut last: Option<(usize, Tensor)> = None;
+        let mut read = |parameter: usize| -> Result<Tensor> {
+            if last.as_ref().is_none_or(|(of, _)| *of != parameter) {
+                last = Some((parameter, self.read(parameter)?));
+            }
+            last.as_ref().map(|(_, tensor)| tensor.clone()).ok_or_else(|| Error::new("no parameter"))
+        };
+        let mut get = |i: usize| layout::assemble(&entries[i], &tensors[i], &mut read);
+        shards::write(folder, &entries, &mut get, max_shard_bytes)
     }
 
     fn read(&self, i: usize) -> Result<Tensor> {

@@ -96,14 +96,16 @@ impl Fields {
         Some(finite.unwrap_or_else(|| self.wrong(key, "a number", value, 1.0)))
     }
 
-    /// A pair of numbers, the second possibly infinite (`None`), if it is there.
+    /// A pair of numbers, the second possibly infinite (`None`), if it is there and limits anything.
     pub fn limits(&self, key: &str) -> Option<(f64, Option<f64>)> {
         let value = self.get(key)?;
         let pair = value.as_array().filter(|pair| pair.len() == 2).and_then(|pair| {
             let (low, high) = (json::number(&pair[0])?, json::number(&pair[1])?);
             (low >= 0.0 && low.is_finite() && high >= low).then_some((low, high.is_finite().then_some(high)))
         });
-        Some(pair.unwrap_or_else(|| self.wrong(key, "[low, high] with 0 <= low <= high", value, (0.0, None))))
+        let pair =
+            pair.unwrap_or_else(|| self.wrong(key, "[low, high] with 0 <= low <= high", value, (0.0, None)));
+        (pair != (0.0, None)).then_some(pair)
     }
 
     /// A truth value, if it is there.

@@ -2,6 +2,7 @@
 //!
 //! An importer is data about a family, not model code. A new one is a function of this shape and a line in [`IMPORTERS`].
 
+mod backward;
 mod blueprint;
 mod deltanet_fla;
 mod fields;
@@ -25,6 +26,7 @@ mod xlstm;
 use std::path::Path;
 use std::sync::Arc;
 
+pub use backward::{Foreign, Part};
 pub use fields::Fields;
 pub use json::{number, read as read_json};
 pub use names::{Destination, Join, Names, Piece};

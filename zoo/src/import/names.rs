@@ -50,7 +50,7 @@ pub struct Piece {
 }
 
 #[derive(Debug, Clone)]
-enum Step {
+pub(super) enum Step {
     Split { axis: usize, sizes: Vec<usize> },
     Take { axis: usize, start: usize, len: usize },
     Swap(usize, usize),
@@ -78,6 +78,16 @@ impl Piece {
     pub fn swap(mut self, a: usize, b: usize) -> Self {
         self.steps.push(Step::Swap(a, b));
         self
+    }
+
+    /// The steps from the stored tensor to what remains of it.
+    pub(super) fn steps(&self) -> &[Step] {
+        &self.steps
+    }
+
+    /// Whether it is a whole tensor.
+    pub(super) fn is_plain(&self) -> bool {
+        self.steps.is_empty()
     }
 
     /// Where the elements lie in the stored tensor; `None` if it has not the shape that the steps ask for.
@@ -149,6 +159,21 @@ impl Names {
     /// Alias and original of tied tensors.
     pub fn tied(&self) -> Option<(&'static str, &'static str)> {
         self.tied
+    }
+
+    /// How many rules put parameters together.
+    pub(super) fn rules(&self) -> usize {
+        self.joins.len()
+    }
+
+    /// Names in a checkpoint that may stand for a parameter as it is.
+    pub(super) fn renamed_from(&self, native: &str) -> impl Iterator<Item = String> {
+        let rules = self.renames.iter();
+        let renamed = rules.filter_map(move |(foreign, ours)| {
+            let (stars, rest) = matched(ours, native)?;
+            Some(filled(foreign, &stars, rest))
+        });
+        renamed.chain([native.to_owned()])
     }
 
     /// The rule of a [`Destination`].

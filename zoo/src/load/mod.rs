@@ -17,7 +17,7 @@ pub use weights::Progress;
 use weights::{Plan, Weights};
 
 use crate::checkpoint::Checkpoint;
-use crate::import;
+use crate::import::{self, Names};
 use crate::{Error, Result};
 
 /// How to load.
@@ -139,6 +139,21 @@ impl Planned {
     /// The checkpoint as a source of parameters under our names.
     pub fn weights(&self) -> Arc<dyn Source> {
         Arc::new(Weights::new(self.tensors.clone(), None))
+    }
+
+    /// The family that the folder's configuration belongs to.
+    pub fn family(&self) -> &'static str {
+        self.family
+    }
+
+    /// Its layout of tensors.
+    pub fn names(&self) -> &Names {
+        self.tensors.names()
+    }
+
+    /// The shape of a stored tensor, by its name in the checkpoint.
+    pub fn stored_shape(&self, name: &str) -> Option<&[usize]> {
+        self.tensors.checkpoint.get(name).map(|stored| &stored.shape[..])
     }
 
     /// Bytes that will be read.

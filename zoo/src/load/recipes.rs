@@ -64,6 +64,11 @@ impl Tensors {
         Ok(Self { checkpoint, names: names.clone(), recipes, ignored })
     }
 
+    /// The layout.
+    pub(super) fn names(&self) -> &Names {
+        &self.names
+    }
+
     /// Whether some tensor stands for this parameter.
     pub(super) fn contains(&self, parameter: &str) -> bool {
         self.recipes.contains_key(parameter)

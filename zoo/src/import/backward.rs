@@ -1,0 +1,309 @@
+//! Our parameters as the tensors of another layout: [`Names`] read backwards.
+
+use std::collections::BTreeMap;
+
+use super::names::{Destination, Join, Names, Piece, Step};
+use crate::checkpoint::View;
+
+/// A tensor of another layout, and the parameters that its elements come from.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Foreign {
+    /// Its name.
+    pub name: String,
+    /// Its shape.
+    pub shape: Vec<usize>,
+    /// Together all its elements.
+    pub parts: Vec<Part>,
+}
+
+/// Elements of one parameter in a tensor of another layout.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Part {
+    /// The parameter's place in the list that [`Names::backward`] got.
+    pub parameter: usize,
+    /// Its first element that goes there; those after it follow in row-major order.
+    pub start: usize,
+    /// Where they go.
+    pub view: View,
+    /// What was added to the stored elements.
+    pub plus: f64,
+}
+
+/// A parameter's way into a stored tensor: whole, or as piece of a rule.
+struct Way {
+    parameter: usize,
+    foreign: String,
+    join: Option<(usize, usize)>,
+}
+
+impl Names {
+    /// The tensors that hold these parameters (name and shape) in the other layout. `stored` knows shapes that do not
+    /// follow from the rules (axes of size 1).
+    ///
+    /// # Errors
+    /// Says which parameter has no place in the layout, or which tensor would have elements that no parameter gives.
+    pub fn backward(
+        &self,
+        parameters: &[(&str, &[usize])],
+        stored: &dyn Fn(&str) -> Option<Vec<usize>>,
+    ) -> Result<Vec<Foreign>, String> {
+        let mut ways = Vec::new();
+        for (i, (name, _)) in parameters.iter().enumerate() {
+            ways.extend(self.ways(i, name)?);
+        }
+        let mut shapes: BTreeMap<&str, Sizes> = BTreeMap::new();
+        for way in &ways {
+            let sizes = match (stored(&way.foreign), way.join) {
+                (Some(shape), _) => Sizes::known(&shape),
+                (None, None) => Sizes::known(parameters[way.parameter].1),
+                (None, Some(join)) => self.sizes(join, parameters[way.parameter].1).unwrap_or_default(),
+            };
+            let so_far = shapes.entry(&way.foreign).or_insert_with(|| sizes.clone());
+            so_far.merge(&sizes).ok_or_else(|| format!("{} would have two shapes", way.foreign))?;
+        }
+        let mut tensors: Vec<Foreign> = Vec::new();
+        let mut places: BTreeMap<&str, usize> = BTreeMap::new();
+        let mut starts = vec![0; parameters.len()];
+        for way in &ways {
+            let shape = shapes[way.foreign.as_str()].all();
+            let shape = shape.ok_or_else(|| format!("the shape of {} does not follow", way.foreign))?;
+            let part = self.part(way, &shape, parameters[way.parameter].1, &mut starts)?;
+            let place = *places.entry(&way.foreign).or_insert_with(|| {
+                tensors.push(Foreign { name: way.foreign.clone(), shape, parts: Vec::new() });
+                tensors.len() - 1
+            });
+            tensors[place].parts.push(part);
+        }
+        complete(&tensors, parameters, &starts)?;
+        Ok(tensors)
+    }
+
+    /// Where a parameter goes.
+    fn ways(&self, parameter: usize, native: &str) -> Result<Vec<Way>, String> {
+        let leads = |foreign: &str, join| {
+            self.destinations(foreign).contains(&Destination { native: native.into(), join })
+        };
+        for rule in 0..self.rules() {
+            let pieces = self.rule(rule).map_or(0, |join| join.pieces.len());
+            let ways = (0..pieces).map(|piece| {
+                let join = Some((rule, piece));
+                let foreign = self.foreign(native, (rule, piece)).filter(|foreign| leads(foreign, join))?;
+                Some(Way { parameter, foreign, join })
+            });
+            if let Some(ways) = ways.collect::<Option<Vec<_>>>() {
+                return Ok(ways);
+            }
+        }
+        let foreign = self.renamed_from(native).find(|foreign| leads(foreign, None));
+        let foreign = foreign.ok_or_else(|| format!("{native} has no name there"))?;
+        Ok(vec![Way { parameter, foreign, join: None }])
+    }
+
+    /// What a rule says of the shape of a piece's tensor, for a parameter of this shape.
+    fn sizes(&self, (rule, piece): (usize, usize), native: &[usize]) -> Option<Sizes> {
+        let Join { pieces, .. } = self.rule(rule)?;
+        // One after the other along a new axis, or along the first one.
+        let stacked = native.len() > 1 && native[0] == pieces.len() && pieces.iter().all(Piece::is_plain);
+        if stacked {
+            return Some(Sizes::known(&native[1..]));
+        }
+        let all: Option<Vec<(Sizes, Option<usize>)>> =
+            pieces.iter().map(|piece| Sizes::of(piece, native)).collect();
+        let all = all?;
+        let known: usize = all.iter().filter_map(|(_, rows)| *rows).sum();
+        let unknown = all.iter().filter(|(_, rows)| rows.is_none()).count();
+        let (mut sizes, rows) = all.into_iter().nth(piece)?;
+        if rows.is_none() {
+            // Pieces that nothing is said of are of the same size.
+            let left = native.first()?.checked_sub(known)?;
+            sizes.0[0].known.get_or_insert(left / unknown);
+        }
+        Some(sizes)
+    }
+
+    /// The part of a tensor of this shape that a parameter fills.
+    fn part(
+        &self,
+        way: &Way,
+        shape: &[usize],
+        native: &[usize],
+        starts: &mut [usize],
+    ) -> Result<Part, String> {
+        let whole = View::whole(shape);
+        let (view, plus) = match way.join.and_then(|(rule, piece)| Some((self.rule(rule)?, piece))) {
+            None => (Some(whole), 0.0),
+            Some((join, piece)) => (join.pieces.get(piece).and_then(|p| p.view(whole)), join.plus),
+        };
+        let view = view.ok_or_else(|| format!("{} cannot have the shape {shape:?}", way.foreign))?;
+        let start = starts[way.parameter];
+        starts[way.parameter] += view.elements();
+        if starts[way.parameter] > native.iter().product() {
+            return Err(format!("{} of shape {shape:?} asks for more than {native:?} holds", way.foreign));
+        }
+        Ok(Part { parameter: way.parameter, start, view, plus })
+    }
+}
+
+/// Every parameter goes somewhere, and every element comes from somewhere.
+fn complete(tensors: &[Foreign], parameters: &[(&str, &[usize])], given: &[usize]) -> Result<(), String> {
+    for ((name, shape), given) in parameters.iter().zip(given) {
+        let elements: usize = shape.iter().product();
+        if *given != elements {
+            return Err(format!("{given} of the {elements} elements of {name} have a place there"));
+        }
+    }
+    for tensor in tensors {
+        let filled: usize = tensor.parts.iter().map(|part| part.view.elements()).sum();
+        let elements: usize = tensor.shape.iter().product();
+        if filled != elements {
+            return Err(format!("{filled} of the {elements} elements of {} are given", tensor.name));
+        }
+    }
+    Ok(())
+}
+
+/// What is known of a shape.
+#[derive(Debug, Clone, Default)]
+struct Sizes(Vec<Size>);
+
+#[derive(Debug, Clone, Copy, Default)]
+struct Size {
+    known: Option<usize>,
+    /// At least so many, where nothing more is known.
+    least: usize,
+}
+
+/// An axis on the way through a piece's steps: its size, and the axis of the tensor that it still is.
+type Axis = (Option<usize>, Option<usize>);
+
+impl Sizes {
+    fn known(shape: &[usize]) -> Self {
+        Self(shape.iter().map(|&d| Size { known: Some(d), least: d }).collect())
+    }
+
+    /// What a piece's steps say of its tensor, whose last axes are the parameter's; and the rows it gives, if that is known.
+    fn of(piece: &Piece, native: &[usize]) -> Option<(Self, Option<usize>)> {
+        let mut sizes = Self::known(native);
+        *sizes.0.first_mut()? = Size::default();
+        let mut axes: Vec<Axis> = sizes.0.iter().enumerate().map(|(i, s)| (s.known, Some(i))).collect();
+        for step in piece.steps() {
+            match step {
+                Step::Split { axis, sizes: parts } => {
+                    if let (_, Some(root)) = *axes.get(*axis)? {
+                        sizes.0[root].known = Some(parts.iter().product());
+                    }
+                    axes.splice(axis..=axis, parts.iter().map(|&d| (Some(d), None)));
+                }
+                Step::Take { axis, start, len } => {
+                    if let (None, Some(root)) = *axes.get(*axis)? {
+                        sizes.0[root].least = sizes.0[root].least.max(start + len);
+                    }
+                    *axes.get_mut(*axis)? = (Some(*len), None);
+                }
+                Step::Swap(a, b) if (*a).max(*b) < axes.len() => axes.swap(*a, *b),
+                Step::Swap(..) => return None,
+            }
+        }
+        let elements: Option<usize> = axes.iter().map(|(size, _)| *size).product();
+        let row: usize = native.iter().skip(1).product();
+        Some((sizes, elements.filter(|_| row > 0).map(|n| n / row)))
+    }
+
+    /// Adds what another piece of the same tensor says; `None` if they disagree.
+    fn merge(&mut self, other: &Self) -> Option<()> {
+        if self.0.is_empty() {
+            *self = other.clone();
+        }
+        if other.0.is_empty() {
+            return Some(());
+        }
+        if self.0.len() != other.0.len() {
+            return None;
+        }
+        for (mine, theirs) in self.0.iter_mut().zip(&other.0) {
+            if mine.known.zip(theirs.known).is_some_and(|(a, b)| a != b) {
+                return None;
+            }
+            mine.known = mine.known.or(theirs.known);
+            mine.least = mine.least.max(theirs.least);
+        }
+        Some(())
+    }
+
+    fn all(&self) -> Option<Vec<usize>> {
+        let size = |s: &Size| s.known.or((s.least > 0).then_some(s.least));
+        (!self.0.is_empty()).then(|| self.0.iter().map(size).collect())?
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn backward(names: &Names, parameters: &[(&str, &[usize])]) -> Result<Vec<Foreign>, String> {
+        names.backward(parameters, &|_| None)
+    }
+
+    #[test]
+    fn renamed_joined_sliced_and_swapped() {
+        let (heads, p, d) = (2, 3, 4);
+        let part = |i| Piece::of("m.*.qkv").split(0, &[heads, 3, p]).take(1, i, 1);
+        let names = Names::new()
+            .rename("m.*.out", "layers.*.out_proj")
+            .rename("m.*.embed", "layers.*.embedding")
+            .join("layers.*.q", [part(0)])
+            .join("layers.*.k", [part(1)])
+            .join("layers.*.v", [part(2)])
+            .join(
+                "layers.*.kv",
+                [Piece::of("m.*.keys").split(0, &[2]), Piece::of("m.*.values").split(0, &[5])],
+            )
+            .join("layers.*.turned", [Piece::of("m.*.flat").split(0, &[4, 3]).swap(0, 1)])
+            .join("layers.*.first", [Piece::of("m.*.stack").take(0, 0, 2)])
+            .join("layers.*.second", [Piece::of("m.*.stack").take(0, 2, 3)])
+            .plus("m.*.norm", "layers.*.norm", 1.0);
+        let parameters: Vec<(&str, &[usize])> = vec![
+            ("layers.7.out_proj.weight", &[4, 4]),
+            ("other.weight", &[3]),
+            ("layers.7.q.weight", &[6, 4]),
+            ("layers.7.k.weight", &[6, 4]),
+            ("layers.7.v.weight", &[6, 4]),
+            ("layers.7.kv.weight", &[7, 4]),
+            ("layers.7.turned.bias", &[12]),
+            ("layers.7.first.weight", &[2, 9]),
+            ("layers.7.second.weight", &[3, 9]),
+            ("layers.7.norm.weight", &[5]),
+        ];
+        let found = backward(&names, &parameters).unwrap();
+        let shapes: Vec<(&str, &[usize])> = found.iter().map(|f| (&f.name[..], &f.shape[..])).collect();
+        assert_eq!(
+            shapes,
+            [
+                ("m.7.out.weight", &[4, 4][..]),
+                ("other.weight", &[3]),
+                ("m.7.qkv.weight", &[heads * 3 * p, d]),
+                ("m.7.keys.weight", &[2, 4]),
+                ("m.7.values.weight", &[5, 4]),
+                ("m.7.flat.bias", &[12]),
+                ("m.7.stack.weight", &[5, 9]),
+                ("m.7.norm.weight", &[5]),
+            ]
+        );
+        assert_eq!(found[2].parts.len(), 3);
+        assert_eq!((found[4].parts[0].start, found[7].parts[0].plus), (8, 1.0));
+    }
+
+    #[test]
+    fn what_has_no_place() {
+        let names = Names::new()
+            .rename("a", "layers.a")
+            .join("layers.half", [Piece::of("b").split(0, &[2, 3]).take(0, 1, 1)]);
+        // The name is taken there by another parameter.
+        let message = backward(&names, &[("a.weight", &[2])]).unwrap_err();
+        assert_eq!(message, "a.weight has no name there");
+        let message = backward(&names, &[("layers.half.weight", &[3])]).unwrap_err();
+        assert_eq!(message, "3 of the 6 elements of b.weight are given");
+        let message = backward(&names, &[("layers.half.weight", &[4])]).unwrap_err();
+        assert_eq!(message, "3 of the 4 elements of layers.half.weight have a place there");
+    }
+}
