@@ -16,9 +16,11 @@ use crate::simd::{Real, vectorized};
 /// Queries a block.
 const QUERIES: usize = 64;
 
-/// What is computed on contiguous q (b, lq, h, p), k and v (rows, positions, h_kv, ..) and embeddings (h, p, npos).
+/// What is computed on contiguous q (b, lq, h, p), k and v (rows, positions, h_kv, ..) and
+/// embeddings (h or 1, p, npos).
 pub(super) struct Sizes<'a> {
     plan: &'a Plan,
+    heads: usize,
     npos: usize,
     positions: usize,
 }
@@ -33,8 +35,8 @@ struct Block {
 }
 
 impl<'a> Sizes<'a> {
-    pub(super) fn new(plan: &'a Plan, npos: usize, positions: usize) -> Self {
-        Self { plan, npos, positions }
+    pub(super) fn new(plan: &'a Plan, (heads, npos): (usize, usize), positions: usize) -> Self {
+        Self { plan, heads, npos, positions }
     }
 
     /// Key heads.
@@ -51,6 +53,11 @@ impl<'a> Sizes<'a> {
     /// Row of (rows · positions · h_kv) for key `t` of a sequence.
     fn key(&self, s: &Sequence, t: usize, g: usize) -> usize {
         (s.k_row * self.positions + s.k_start + t) * self.h_kv() + g
+    }
+
+    /// Where the embeddings of a head begin.
+    fn embedding(&self, head: usize) -> usize {
+        head % self.heads * self.plan.p * self.npos
     }
 
     fn blocks(&self, s: &Sequence, head: usize) -> impl Iterator<Item = Block> {
@@ -114,7 +121,7 @@ impl<T: Real> Rows<T> {
         let mut scores = vec![T::ZERO; tokens * n];
         host::gemm((tokens, p, n), q, (h * p, 1), k, (1, sizes.h_kv() * p), &mut scores, (n, 1), false);
         let mut at = vec![T::ZERO; tokens * npos];
-        let e = &e[block.head * p * npos..];
+        let e = &e[sizes.embedding(block.head)..];
         host::gemm((tokens, p, npos), q, (h * p, 1), e, (npos, 1), &mut at, (npos, 1), false);
         let mut rows = Self { scores, counts: vec![0.0; tokens * n], weights: vec![T::ZERO; tokens * n], at };
         let scale = T::real(plan.scale);
@@ -216,8 +223,9 @@ pub(super) fn backward<T: Real>(sizes: &Sizes, data: [&[T]; 4], o: &[T], d_o: &[
         }
     });
     let mut sum = vec![T::ZERO; e.len()];
-    for (&(_, g), part_sum) in tasks.iter().zip(de.chunks_exact(part.max(1))) {
-        for (to, &from) in sum[g * part..(g + 1) * part].iter_mut().zip(part_sum) {
+    let heads = tasks.iter().flat_map(|&(_, g)| (0..group).map(move |j| g * group + j));
+    for (head, of_head) in heads.zip(de.chunks_exact(p * sizes.npos)) {
+        for (to, &from) in sum[sizes.embedding(head)..].iter_mut().zip(of_head) {
             *to += from;
         }
     }
@@ -238,7 +246,7 @@ fn block_gradients<T: Real>(
     let (query, key) =
         (sizes.query(block, 0), sizes.key(&block.sequence, block.keys.start, block.head / plan.group));
     let (q, k, v) = (&q[query * p..], &k[key * p..], &v[key * pv..]);
-    let (o, d_o, e) = (&o[query * pv..], &d_o[query * pv..], &e[block.head * p * npos..]);
+    let (o, d_o, e) = (&o[query * pv..], &d_o[query * pv..], &e[sizes.embedding(block.head)..]);
     let mut slopes = vec![T::ZERO; tokens * n];
     host::gemm((tokens, pv, n), d_o, (h * pv, 1), v, (1, h_kv * pv), &mut slopes, (n, 1), false);
     let mut d_at = vec![T::ZERO; tokens * npos];

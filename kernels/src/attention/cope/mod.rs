@@ -41,8 +41,9 @@ pub fn cope_attention(args: &Cope) -> Result<Tensor> {
     let Attention { q, k, v, .. } = args.attention;
     let work = crate::state_dtype(q.dtype());
     let ready = |t: &Tensor| t.to_dtype(work)?.contiguous();
-    let inputs = [ready(q)?, ready(k)?, ready(v)?, ready(&per_head(args.pos_emb, plan.h)?)?];
-    let node = Contextual { plan, npos };
+    let heads = if args.pos_emb.rank() == 3 { plan.h } else { 1 };
+    let inputs = [ready(q)?, ready(k)?, ready(v)?, ready(args.pos_emb)?];
+    let node = Contextual { plan, npos, heads };
     let o = match work {
         DType::F64 => node.forward::<f64>(inputs),
         _ => node.forward::<f32>(inputs),
@@ -77,18 +78,12 @@ fn check(args: &Cope) -> Result<(Plan, usize)> {
     Ok((plan, npos))
 }
 
-/// Embeddings as (h, p, npos).
-fn per_head(pos_emb: &Tensor, h: usize) -> Result<Tensor> {
-    match *pos_emb.dims() {
-        [p, npos] => pos_emb.unsqueeze(0)?.broadcast_as((h, p, npos)),
-        _ => Ok(pos_emb.clone()),
-    }
-}
-
 /// The node of the autograd graph; its inputs are q, k, v and the embeddings.
 struct Contextual {
     plan: Plan,
     npos: usize,
+    /// Heads with embeddings of their own: all, or one for all.
+    heads: usize,
 }
 
 /// Runs `f` on the slices of contiguous tensors.
@@ -99,12 +94,14 @@ fn with_slices<T: Real, R>(tensors: [&Tensor; 4], f: impl FnOnce([&[T]; 4]) -> R
 }
 
 impl Contextual {
+    fn sizes(&self, positions: usize) -> cpu::Sizes<'_> {
+        cpu::Sizes::new(&self.plan, (self.heads, self.npos), positions)
+    }
+
     fn forward<T: Real>(self, inputs: [Tensor; 4]) -> Result<Tensor> {
         let positions = inputs[1].dims()[1];
         let all = inputs.each_ref();
-        let o = with_slices(all, |data| {
-            cpu::forward::<T>(&cpu::Sizes::new(&self.plan, self.npos, positions), data)
-        })?;
+        let o = with_slices(all, |data| cpu::forward::<T>(&self.sizes(positions), data))?;
         let shape = (self.plan.b, self.plan.lq, self.plan.h, self.plan.pv);
         let outputs = tape::record(self, &all.map(Some), vec![(host::storage(o), shape.into())])?;
         match outputs.into_iter().next() {
@@ -119,7 +116,7 @@ impl Contextual {
         o: &Tensor,
         d_o: &Tensor,
     ) -> Result<Vec<Option<Tensor>>> {
-        let sizes = cpu::Sizes::new(&self.plan, self.npos, inputs[1].dims()[1]);
+        let sizes = self.sizes(inputs[1].dims()[1]);
         let (o, d_o) = (o.contiguous()?, d_o.contiguous()?);
         let (o, d_o) = (o.storage_and_layout(), d_o.storage_and_layout());
         let (o, d_o) = (host::slice::<T>(&o.0, o.1)?, host::slice::<T>(&d_o.0, d_o.1)?);

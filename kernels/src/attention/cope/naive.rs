@@ -4,7 +4,7 @@ use candle_core::{D, Result, Tensor};
 
 use super::super::naive::{keys, seen, softmax};
 use super::super::plan::{Plan, Sequence};
-use super::{Cope, check, per_head};
+use super::{Cope, check};
 
 /// [`super::cope_attention`] by its definition: slow, memory quadratic in the length, simple.
 ///
@@ -61,4 +61,12 @@ fn one(plan: &Plan, s: &Sequence, args: &Cope) -> Result<Tensor> {
     let w = (&p - &below)?;
     let by_position = ((pick(&below)? * w.affine(-1.0, 1.0)?)? + (pick(&above)? * &w)?)?;
     softmax(&(scores + by_position)?, &seen)
+}
+
+/// Embeddings as (h, p, npos).
+fn per_head(pos_emb: &Tensor, h: usize) -> Result<Tensor> {
+    match *pos_emb.dims() {
+        [p, npos] => pos_emb.unsqueeze(0)?.broadcast_as((h, p, npos)),
+        _ => Ok(pos_emb.clone()),
+    }
 }
