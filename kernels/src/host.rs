@@ -137,18 +137,49 @@ pub(crate) fn storage<T: WithDType>(values: Vec<T>) -> Storage {
 /// streams through fresh memory goes to page faults.
 pub(crate) fn zeros<T: Real>(len: usize) -> Vec<T> {
     let mut values = vec![T::ZERO; len];
-    advise_huge_pages(&mut values);
+    advise_huge_pages(values.as_mut_ptr(), len);
     values
 }
 
+/// Memory for a kernel that writes every element before anything reads one: unlike [`zeros`], it costs no pass of its own
+/// where the allocator hands out memory that has been used before.
+pub(crate) struct Unwritten<T> {
+    /// Without elements, and room for `len`.
+    room: Vec<T>,
+    len: usize,
+}
+
+impl<T: Real> Unwritten<T> {
+    pub(crate) fn new(len: usize) -> Self {
+        let mut room = Vec::with_capacity(len);
+        advise_huge_pages(room.as_mut_ptr(), len);
+        Self { room, len }
+    }
+
+    /// The places to be written.
+    pub(crate) fn places(&mut self) -> Disjoint<T> {
+        Disjoint { data: self.room.as_mut_ptr(), len: self.len }
+    }
+
+    /// The values.
+    ///
+    /// # Safety
+    /// All `len` elements have been written.
+    pub(crate) unsafe fn written(mut self) -> Vec<T> {
+        // SAFETY: there is room for `len` elements, and the caller has written them.
+        unsafe { self.room.set_len(self.len) };
+        self.room
+    }
+}
+
 #[cfg(target_os = "linux")]
-fn advise_huge_pages<T>(values: &mut [T]) {
+fn advise_huge_pages<T>(start: *mut T, len: usize) {
     const HUGE: usize = 2 << 20;
-    let bytes = size_of_val(values);
+    let bytes = len * size_of::<T>();
     if bytes < 2 * HUGE {
         return;
     }
-    let start = values.as_mut_ptr().cast::<u8>();
+    let start = start.cast::<u8>();
     let skip = start.align_offset(HUGE);
     let len = bytes.saturating_sub(skip) / HUGE * HUGE;
     // SAFETY: whole pages inside the buffer, whose contents the advice leaves as they are. A refusal changes nothing.
@@ -156,7 +187,7 @@ fn advise_huge_pages<T>(values: &mut [T]) {
 }
 
 #[cfg(not(target_os = "linux"))]
-fn advise_huge_pages<T>(_: &mut [T]) {}
+fn advise_huge_pages<T>(_: *mut T, _: usize) {}
 
 /// A tensor of the given values.
 pub(crate) fn tensor<T: WithDType>(values: Vec<T>, shape: impl Into<Shape>) -> Tensor {

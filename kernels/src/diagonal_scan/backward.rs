@@ -12,7 +12,7 @@ use super::forward::each;
 use super::lanes::{Channels, Lanes, add, conj, load, mul, store};
 use super::plan::{self, Plan, Stretch, Walk, gather};
 use super::{OP, Scan};
-use crate::host::{self, Disjoint, Rows};
+use crate::host::{self, Disjoint, Rows, Unwritten};
 use crate::parts;
 use crate::simd::Real;
 
@@ -59,25 +59,29 @@ fn run<T: Real>(
         }
         None => vec![T::ZERO; dims.segments.len() * width],
     };
-    let mut x = host::zeros(dims.b * dims.l * width);
+    let mut x = Unwritten::new(dims.b * dims.l * width);
     // One row for each token, or one for each slot to be added up.
-    let rows = if dims.varying { dims.b * dims.l } else { plan.slots(dims) };
-    let mut da = host::zeros(if wants_a { rows * width } else { 0 });
+    let (tokens, slots) = if dims.varying { (dims.b * dims.l, 0) } else { (0, plan.slots(dims)) };
+    let mut by_token = Unwritten::new(if wants_a { tokens * width } else { 0 });
+    let mut by_slot = vec![T::ZERO; if wants_a { slots * width } else { 0 }];
     let walk = Backward {
         a: Decay::new(&a.0, a.1, dims.varying)?,
         h: Rows::new(&h.0, h.1, 2)?,
         dh: Rows::new(&dh.0, dh.1, 2)?,
         initial: initial.as_ref().map(|(storage, layout)| host::slice::<T>(storage, layout)).transpose()?,
-        dx: Disjoint::new(&mut x),
-        da: wants_a.then(|| Disjoint::new(&mut da)),
+        dx: x.places(),
+        da: wants_a.then(|| if dims.varying { by_token.places() } else { Disjoint::new(&mut by_slot) }),
         dims,
     };
     plan::run(&walk, dims, plan, &mut state);
     let a = match (wants_a, dims.varying) {
         (false, _) => None,
-        (true, true) => Some(da),
-        (true, false) => Some(parts::sum(da, width)),
+        // SAFETY: every token belongs to a sequence, and each has been walked by all channels.
+        (true, true) => Some(unsafe { by_token.written() }),
+        (true, false) => Some(parts::sum(by_slot, width)),
     };
+    // SAFETY: as above.
+    let x = unsafe { x.written() };
     Ok(Gradients { a, x, state })
 }
 

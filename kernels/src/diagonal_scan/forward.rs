@@ -6,7 +6,7 @@ use super::OP;
 use super::args::{Decay, Dims, INPUTS};
 use super::lanes::{Channels, Lanes, load, mul, mul_add, store};
 use super::plan::{self, Plan, Stretch, Walk};
-use crate::host::{self, Disjoint, Rows};
+use crate::host::{self, Disjoint, Rows, Unwritten};
 use crate::simd::Real;
 
 /// Tokens between asking for a row and using it.
@@ -31,16 +31,17 @@ fn run_planned<T: Real>(
         }
         None => vec![T::ZERO; dims.segments.len() * dims.width()],
     };
-    let mut h = host::zeros(dims.b * dims.l * dims.width());
+    let mut h = Unwritten::new(dims.b * dims.l * dims.width());
     let walk = Forward {
         a: Decay::new(&a.0, a.1, dims.varying)?,
         x: Rows::new(&x.0, x.1, 2)?,
-        h: Disjoint::new(&mut h),
+        h: h.places(),
         p: dims.p,
         reverse: dims.reverse,
     };
     plan::run(&walk, dims, plan, &mut states);
-    Ok((h, states))
+    // SAFETY: every token belongs to a sequence, and each has been walked by all channels.
+    Ok((unsafe { h.written() }, states))
 }
 
 struct Forward<'a, T> {

@@ -6,7 +6,9 @@ use candle_core::{D, DType, Device, Result, Tensor, bail};
 use semisep_core::{
     Context, Cost, Init, Linear, Mixer, Mixing, ParameterGroup, State, StateKind, VarBuilder,
 };
-use semisep_kernels::{DiagonalScan, diagonal_scan, diagonal_state_update, linear, state_dtype};
+use semisep_kernels::{
+    DiagonalScan, MimoScan, diagonal_scan, diagonal_state_update, linear, mimo_scan, state_dtype,
+};
 
 use crate::complex::Complex;
 use crate::config::{Discretization, Intervals, S5Config};
@@ -15,7 +17,7 @@ use crate::{KIND, init, matrix};
 /// Under this name a caller leaves the time before each token, (b, l, 1).
 const INTERVALS: &str = "intervals";
 
-/// Tokens that inference takes at a time: bounds the memory of inputs and states of long sequences.
+/// Tokens that inference takes at a time where the time between them varies: bounds the memory of inputs and states.
 const CHUNK: usize = 4096;
 
 /// The core of an S5 layer.
@@ -209,16 +211,42 @@ impl Core {
         self.drive(&u, self.intervals(&u, ctx)?.as_ref(), &self.discrete()?)
     }
 
-    /// u (b, l, d) -> y (b, l, banks d) and the final state.
+    /// u (b, l, d) -> y (b, l, banks d), `D u` included, and the final state; the same time between all tokens.
     fn run(
         &self,
         u: &Tensor,
-        intervals: Option<&Tensor>,
         initial: Option<&Tensor>,
         cu_seqlens: Option<&[usize]>,
         discrete: &Discrete,
     ) -> Result<(Tensor, Tensor)> {
-        let (a, x) = self.drive(u, intervals, discrete)?;
+        let d = self.d.flatten_all()?;
+        let forth = MimoScan {
+            skip: Some(&d),
+            initial_state: initial,
+            cu_seqlens,
+            ..MimoScan::new(u, &discrete.lambda_bar, &discrete.b, &discrete.c[0])
+        };
+        let (mut y, last) = mimo_scan(&forth)?;
+        self.check_finite(&last)?;
+        if let Some(c) = discrete.c.get(1) {
+            let back = MimoScan { output: c, skip: None, reverse: true, initial_state: None, ..forth };
+            let (other, last) = mimo_scan(&back)?;
+            self.check_finite(&last)?;
+            y = (y + other)?;
+        }
+        Ok((y, last))
+    }
+
+    /// [`Core::run`] where the time between tokens varies, without `D u`.
+    fn run_irregular(
+        &self,
+        u: &Tensor,
+        intervals: &Tensor,
+        initial: Option<&Tensor>,
+        cu_seqlens: Option<&[usize]>,
+        discrete: &Discrete,
+    ) -> Result<(Tensor, Tensor)> {
+        let (a, x) = self.drive(u, Some(intervals), discrete)?;
         let scan = DiagonalScan { initial_state: initial, cu_seqlens, ..DiagonalScan::new(&a, &x) };
         let (h, last) = diagonal_scan(&scan)?;
         self.check_finite(&last)?;
@@ -231,11 +259,11 @@ impl Core {
         Ok((y, last))
     }
 
-    /// [`Core::run`], piece by piece where nothing is trained.
+    /// [`Core::run_irregular`], piece by piece where nothing is trained.
     fn run_in_chunks(
         &self,
         u: &Tensor,
-        intervals: Option<&Tensor>,
+        intervals: &Tensor,
         initial: Option<&Tensor>,
         discrete: &Discrete,
     ) -> Result<(Tensor, Tensor)> {
@@ -243,26 +271,32 @@ impl Core {
         let (mut state, mut outputs) = (initial.cloned(), Vec::new());
         for start in (0..l).step_by(CHUNK) {
             let len = CHUNK.min(l - start);
-            let intervals = intervals.map(|t| t.narrow(1, start, len)).transpose()?;
-            let piece = u.narrow(1, start, len)?;
-            let (y, last) = self.run(&piece, intervals.as_ref(), state.as_ref(), None, discrete)?;
+            let (piece, intervals) = (u.narrow(1, start, len)?, intervals.narrow(1, start, len)?);
+            let (y, last) = self.run_irregular(&piece, &intervals, state.as_ref(), None, discrete)?;
             outputs.push(y);
             state = Some(last);
         }
         match state {
             Some(state) => Ok((Tensor::cat(&outputs, 1)?, state)),
-            None => self.run(u, intervals, initial, None, discrete),
+            None => self.run_irregular(u, intervals, initial, None, discrete),
         }
     }
 
-    /// `y + D u`, banks apart where there are banks; in u's dtype.
-    fn finish(&self, y: &Tensor, u: &Tensor, dtype: DType) -> Result<Tensor> {
+    /// `y + D u`, banks side by side as in y.
+    fn add_skip(&self, y: &Tensor, u: &Tensor) -> Result<Tensor> {
+        let banks = Tensor::cat(&vec![u; self.banks.unwrap_or(1)], D::Minus1)?;
+        y + banks.broadcast_mul(&self.d.flatten_all()?)?
+    }
+
+    /// y (.., banks d), banks apart where there are banks, in this dtype.
+    fn finish(&self, y: &Tensor, dtype: DType) -> Result<Tensor> {
         let y = match self.banks {
-            None => (y + u.broadcast_mul(&self.d)?)?,
+            None => y.clone(),
             Some(banks) => {
-                let mut shape = u.dims().to_vec();
-                shape.insert(shape.len() - 1, banks);
-                (y.reshape(shape)? + u.unsqueeze(D::Minus2)?.broadcast_mul(&self.d)?)?
+                let mut shape = y.dims().to_vec();
+                shape.pop();
+                shape.extend([banks, self.d_model]);
+                y.reshape(shape)?
             }
         };
         y.to_dtype(dtype)
@@ -311,17 +345,24 @@ impl Mixer for Core {
         let u = u.to_dtype(state_dtype(self.dtype))?;
         let intervals = self.intervals(&u, ctx)?;
         let initial = ctx.initial("ssm")?;
-        let tracked = [Some(&u), intervals.as_ref(), initial.as_ref(), Some(&discrete.b), discrete.c.first()]
-            .into_iter()
-            .flatten()
-            .any(Tensor::track_op);
-        let whole = tracked || l <= CHUNK || ctx.cu_seqlens.is_some() || self.config.bidirectional;
-        let (y, last) = if whole {
-            self.run(&u, intervals.as_ref(), initial.as_ref(), ctx.cu_seqlens, &discrete)?
-        } else {
-            self.run_in_chunks(&u, intervals.as_ref(), initial.as_ref(), &discrete)?
+        let (y, last) = match &intervals {
+            None => self.run(&u, initial.as_ref(), ctx.cu_seqlens, &discrete)?,
+            Some(intervals) => {
+                let tracked =
+                    [Some(&u), Some(intervals), initial.as_ref(), Some(&discrete.b), discrete.c.first()]
+                        .into_iter()
+                        .flatten()
+                        .any(Tensor::track_op);
+                let whole = tracked || l <= CHUNK || ctx.cu_seqlens.is_some() || self.config.bidirectional;
+                let (y, last) = if whole {
+                    self.run_irregular(&u, intervals, initial.as_ref(), ctx.cu_seqlens, &discrete)?
+                } else {
+                    self.run_in_chunks(&u, intervals, initial.as_ref(), &discrete)?
+                };
+                (self.add_skip(&y, &u)?, last)
+            }
         };
-        let y = self.finish(&y, &u, dtype)?;
+        let y = self.finish(&y, dtype)?;
         ctx.leave(&[("ssm", last)], &lengths)?;
         Ok(y)
     }
@@ -337,7 +378,7 @@ impl Mixer for Core {
         let h = diagonal_state_update(state.get("ssm")?, &a, &x)?;
         self.check_finite(&h)?;
         let y = linear(&h.flatten_from(1)?, &discrete.c[0], None)?;
-        let y = self.finish(&y, &u, dtype)?;
+        let y = self.finish(&self.add_skip(&y, &u)?, dtype)?;
         state.advance(&vec![1; b]);
         Ok(y)
     }

@@ -10,6 +10,7 @@ pub(super) fn peak() -> Option<u64> {
 
 /// Starts a new peak, where the system lets a process do that (Linux); elsewhere the peak stays that of the process.
 pub(super) fn reset_peak() {
+    semisep_kernels::return_freed_memory();
     // Failure leaves a peak that is too high, never too low.
     let _ = std::fs::write("/proc/self/clear_refs", "5");
 }
