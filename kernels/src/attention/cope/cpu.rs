@@ -11,10 +11,16 @@ use std::ops::Range;
 
 use super::super::plan::{Plan, Sequence};
 use crate::host::{self, Disjoint};
-use crate::simd::{Real, vectorized};
+use crate::simd::{Real, dot, vectorized};
 
 /// Queries a block.
 const QUERIES: usize = 64;
+
+/// Queries that are taken one by one: a product of matrices would first copy all keys of the cache.
+const FEW: usize = 4;
+
+/// Keys whose values are added up together.
+const RUN: usize = 128;
 
 /// What is computed on contiguous q (b, lq, h, p), k and v (rows, positions, h_kv, ..) and
 /// embeddings (h or 1, p, npos).
@@ -83,23 +89,42 @@ pub(super) fn forward<T: Real>(sizes: &Sizes, [q, k, v, e]: [&[T]; 4]) -> Vec<T>
         let keys = block.keys.len();
         let v_at = sizes.key(&block.sequence, block.keys.start, block.head / sizes.plan.group) * pv;
         let mut o = vec![T::ZERO; block.tokens * pv];
-        let product = (block.tokens, keys, pv);
-        host::gemm(
-            product,
-            &rows.weights,
-            (keys, 1),
-            &v[v_at..],
-            (sizes.h_kv() * pv, 1),
-            &mut o,
-            (pv, 1),
-            false,
-        );
+        let (v, step) = (&v[v_at..], sizes.h_kv() * pv);
+        if block.tokens <= FEW {
+            for (weights, o) in rows.weights.chunks_exact(keys).zip(o.chunks_exact_mut(pv)) {
+                vectorized(
+                    #[inline(always)]
+                    || gather(weights, v, step, o),
+                );
+            }
+        } else {
+            let product = (block.tokens, keys, pv);
+            host::gemm(product, &rows.weights, (keys, 1), v, (step, 1), &mut o, (pv, 1), false);
+        }
         for (i, o) in o.chunks_exact(pv).enumerate() {
             // SAFETY: each query of each head belongs to one block.
             unsafe { to_out.slice(sizes.query(block, i) * pv, pv) }.copy_from_slice(o);
         }
     });
     out
+}
+
+/// `o = Σ_t w_t v_t`, the values `step` apart.
+#[inline(always)]
+fn gather<T: Real>(weights: &[T], v: &[T], step: usize, o: &mut [T]) {
+    let mut sum = vec![T::ZERO; o.len()];
+    for (run, weights) in weights.chunks(RUN).enumerate() {
+        sum.fill(T::ZERO);
+        for (t, &w) in weights.iter().enumerate() {
+            let value = &v[(run * RUN + t) * step..][..sum.len()];
+            for (sum, &value) in sum.iter_mut().zip(value) {
+                *sum += w * value;
+            }
+        }
+        for (o, &sum) in o.iter_mut().zip(&sum) {
+            *o += sum;
+        }
+    }
 }
 
 /// One block's rows, (tokens, keys) unless said otherwise; zero where a query does not see a key.
@@ -119,7 +144,18 @@ impl<T: Real> Rows<T> {
         let q = &q[sizes.query(block, 0) * p..];
         let k = &k[sizes.key(&block.sequence, block.keys.start, block.head / plan.group) * p..];
         let mut scores = vec![T::ZERO; tokens * n];
-        host::gemm((tokens, p, n), q, (h * p, 1), k, (1, sizes.h_kv() * p), &mut scores, (n, 1), false);
+        let step = sizes.h_kv() * p;
+        if tokens <= FEW {
+            for (i, scores) in scores.chunks_exact_mut(n).enumerate() {
+                let q = &q[i * h * p..][..p];
+                vectorized(
+                    #[inline(always)]
+                    || scores.iter_mut().enumerate().for_each(|(t, s)| *s = dot(q, &k[t * step..][..p])),
+                );
+            }
+        } else {
+            host::gemm((tokens, p, n), q, (h * p, 1), k, (1, step), &mut scores, (n, 1), false);
+        }
         let mut at = vec![T::ZERO; tokens * npos];
         let e = &e[sizes.embedding(block.head)..];
         host::gemm((tokens, p, npos), q, (h * p, 1), e, (npos, 1), &mut at, (npos, 1), false);
