@@ -9,35 +9,33 @@
 use std::time::Instant;
 
 use candle_core::{DType, Device, Result, Tensor};
-use semisep_kernels::{linear, machine};
+use semisep_kernels::{BlockFormat, Matrix, Quantised, machine};
 
 fn main() -> Result<()> {
+    let dense = |dtype: DType| move |w: Tensor| Ok(Matrix::Dense(w.to_dtype(dtype)?));
     for dtype in [DType::F32, DType::BF16, DType::F16] {
-        let token = Token::new(dtype)?;
-        for rows in [1, 2, 4, 8] {
-            // Side by side, as both vary with what else the machine does.
-            let (mut bandwidth, mut seconds) = (0.0f64, f64::INFINITY);
-            for _ in 0..4 {
-                bandwidth = bandwidth.max(machine::read_bandwidth());
-                seconds = seconds.min(token.best_seconds(rows)?);
-            }
-            let rate = token.bytes() as f64 / seconds;
-            println!(
-                "token, {dtype:?} weights, {rows} rows: {:.2} ms, {:.1} GB/s, {:.0} % of the reads at {:.1} GB/s",
-                seconds * 1e3,
-                rate / 1e9,
-                100.0 * rate / bandwidth,
-                bandwidth / 1e9,
-            );
-        }
+        Token::new(dense(dtype))?.report(dtype.as_str())?;
+    }
+    for format in BlockFormat::ALL {
+        let quantised = move |w: Tensor| match format.for_columns(w.dim(1)?) {
+            Some(format) => Ok(Matrix::Quantised(Quantised::quantise(&w, format)?)),
+            None => Ok(Matrix::Dense(w.to_dtype(DType::F16)?)),
+        };
+        Token::new(quantised)?.report(format.name())?;
     }
     let peak = machine::gemm_rate();
     println!("matrix product 2048 x 2048 x 2048: {:.1} GFLOP/s", peak / 1e9);
-    for dtype in [DType::F32, DType::BF16] {
-        for rows in [8, 32, 64, 128, 256, 512] {
-            let rate = many_rows(rows, dtype)?;
+    let weight = Tensor::rand(-1f32, 1f32, (3072, 768), &Device::Cpu)?;
+    for (name, weight) in [
+        ("f32", Matrix::Dense(weight.clone())),
+        ("bf16", Matrix::Dense(weight.to_dtype(DType::BF16)?)),
+        ("q8_0", Matrix::Quantised(Quantised::quantise(&weight, BlockFormat::Q8_0)?)),
+        ("q4_k", Matrix::Quantised(Quantised::quantise(&weight, BlockFormat::Q4K)?)),
+    ] {
+        for rows in [16, 32, 64, 256] {
+            let rate = many_rows(rows, &weight)?;
             println!(
-                "768 -> 3072, {dtype:?} weights, {rows} rows: {:.1} GFLOP/s, {:.0} % of the square product",
+                "768 -> 3072, {name} weights, {rows} rows: {:.1} GFLOP/s, {:.0} % of the square product",
                 rate / 1e9,
                 100.0 * rate / peak
             );
@@ -48,38 +46,56 @@ fn main() -> Result<()> {
 
 /// The matrices that one token passes: 24 layers of (inputs, outputs), and the head.
 struct Token {
-    weights: Vec<Tensor>,
+    weights: Vec<Matrix>,
 }
 
 impl Token {
-    fn new(dtype: DType) -> Result<Self> {
+    fn new(held: impl Fn(Tensor) -> Result<Matrix>) -> Result<Self> {
         let layer = [(768, 3072), (1536, 80), (48, 1536), (1536, 768)];
         let shapes = (0..24).flat_map(|_| layer).chain([(768, 50280)]);
-        let weight =
-            |(inputs, outputs)| Tensor::rand(-1f32, 1f32, (outputs, inputs), &Device::Cpu)?.to_dtype(dtype);
+        let weight = |(inputs, outputs)| held(Tensor::rand(-1f32, 1f32, (outputs, inputs), &Device::Cpu)?);
         Ok(Self { weights: shapes.map(weight).collect::<Result<_>>()? })
     }
 
+    fn report(&self, name: &str) -> Result<()> {
+        for rows in [1, 4] {
+            // Side by side, as both vary with what else the machine does.
+            let (mut bandwidth, mut seconds) = (0.0f64, f64::INFINITY);
+            for _ in 0..2 {
+                bandwidth = bandwidth.max(machine::read_bandwidth());
+                seconds = seconds.min(self.best_seconds(rows)?);
+            }
+            let rate = self.bytes() as f64 / seconds;
+            println!(
+                "token, {name} weights, {rows} rows: {:.2} ms, {:.1} GB/s, {:.0} % of the reads at {:.1} GB/s",
+                seconds * 1e3,
+                rate / 1e9,
+                100.0 * rate / bandwidth,
+                bandwidth / 1e9,
+            );
+        }
+        Ok(())
+    }
+
     fn bytes(&self) -> usize {
-        self.weights.iter().map(|w| w.elem_count() * w.dtype().size_in_bytes()).sum()
+        self.weights.iter().map(Matrix::size_in_bytes).sum()
     }
 
     fn best_seconds(&self, rows: usize) -> Result<f64> {
-        let x = |w: &Tensor| Tensor::rand(-1f32, 1f32, (rows, w.dim(1)?), &Device::Cpu);
+        let x = |w: &Matrix| Tensor::rand(-1f32, 1f32, (rows, w.dim(1)?), &Device::Cpu);
         let inputs: Vec<Tensor> = self.weights.iter().map(x).collect::<Result<_>>()?;
         best(5, || {
             for (x, w) in inputs.iter().zip(&self.weights) {
-                linear(x, w, None)?;
+                w.apply(x, None)?;
             }
             Ok(())
         })
     }
 }
 
-fn many_rows(rows: usize, dtype: DType) -> Result<f64> {
+fn many_rows(rows: usize, w: &Matrix) -> Result<f64> {
     let x = Tensor::rand(-1f32, 1f32, (rows, 768), &Device::Cpu)?;
-    let w = Tensor::rand(-1f32, 1f32, (3072, 768), &Device::Cpu)?.to_dtype(dtype)?;
-    let seconds = best(20, || linear(&x, &w, None).map(drop))?;
+    let seconds = best(20, || w.apply(&x, None).map(drop))?;
     Ok((2 * rows * 768 * 3072) as f64 / seconds)
 }
 

@@ -3,7 +3,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use candle_core::{DType, Result, bail};
-use semisep_core::{AbacusEmbedding, Cost, MAX_WIDTH, Mixer, Norm, ParameterGroup, VarBuilder};
+use semisep_core::{
+    AbacusEmbedding, BlockFormat, Cost, Init, MAX_WIDTH, Mixer, Norm, ParameterGroup, VarBuilder,
+};
 use serde::Serialize;
 
 use crate::blueprint::layer_json;
@@ -31,6 +33,8 @@ pub struct Description {
     pub head_parameters: u64,
     /// Parameters of the final norm.
     pub final_norm_parameters: u64,
+    /// The weights by what they are held in.
+    pub weights: Vec<WeightRow>,
     /// All of it.
     pub total: Totals,
 }
@@ -76,6 +80,51 @@ pub struct Totals {
     pub kv_bytes: u64,
 }
 
+/// How weights are held: `DType::F32.into()` where all are tensors.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Weights {
+    /// The dtype of tensors.
+    pub dtype: DType,
+    /// The format of matrices, as of [`VarBuilder::quantised`].
+    pub quant: Option<BlockFormat>,
+}
+
+impl From<DType> for Weights {
+    fn from(dtype: DType) -> Self {
+        Self { dtype, quant: None }
+    }
+}
+
+/// Weights of one type.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct WeightRow {
+    /// `f32`, `q8_0`
+    pub held: &'static str,
+    /// Tensors held so.
+    pub tensors: u64,
+    /// Their elements.
+    pub parameters: u64,
+    /// Their bytes.
+    pub bytes: u64,
+}
+
+/// Parameters that have been built, by what they are held in, most bytes first.
+pub fn weights_by_type<'a>(groups: impl IntoIterator<Item = &'a ParameterGroup>) -> Vec<WeightRow> {
+    let mut rows: BTreeMap<&'static str, WeightRow> = BTreeMap::new();
+    for group in groups {
+        let Some(held) = group.held else { continue };
+        let empty = WeightRow { held: held.name(), tensors: 0, parameters: 0, bytes: 0 };
+        let row = rows.entry(held.name()).or_insert(empty);
+        row.tensors += 1;
+        row.parameters = row.parameters.saturating_add(u64::try_from(elements(group)).unwrap_or(u64::MAX));
+        let bytes = u64::try_from(held.bytes(elements(group)));
+        row.bytes = row.bytes.saturating_add(bytes.unwrap_or(u64::MAX));
+    }
+    let mut rows: Vec<WeightRow> = rows.into_values().collect();
+    rows.sort_by_key(|row| std::cmp::Reverse(row.bytes));
+    rows
+}
+
 /// The layer as bare shapes: every parameter, and what forward costs.
 struct Shape {
     groups: Vec<ParameterGroup>,
@@ -84,8 +133,8 @@ struct Shape {
 }
 
 impl Shape {
-    fn new(layer: &Layer, model: &ModelConfig, dtype: DType) -> Result<Self> {
-        let vb = VarBuilder::shapes(dtype);
+    fn new(layer: &Layer, model: &ModelConfig, weights: Weights) -> Result<Self> {
+        let vb = shapes(weights);
         let (mut mixers, mut norms) = (vec![], BTreeSet::new());
         for branch in layer.stages.iter().flat_map(|stage| &stage.branches) {
             for path in [&branch.pre_norm, &branch.post_norm].into_iter().flatten() {
@@ -118,19 +167,14 @@ impl Shape {
     fn links(&self) -> Vec<Link> {
         self.mixers.iter().map(|mixer| Link::new(&**mixer)).collect()
     }
-
-    fn bytes(&self, dtype: DType) -> u128 {
-        self.groups.iter().map(|group| elements(group) * size(group.full_precision, dtype)).sum()
-    }
 }
 
 fn elements(group: &ParameterGroup) -> u128 {
     group.shape.iter().map(|n| *n as u128).product()
 }
 
-fn size(full_precision: bool, dtype: DType) -> u128 {
-    let size = dtype.size_in_bytes();
-    (if full_precision { size.max(4) } else { size }) as u128
+fn shapes(weights: Weights) -> VarBuilder {
+    VarBuilder::shapes(weights.dtype).quantised(weights.quant)
 }
 
 /// What a blueprint must know of a layer.
@@ -143,7 +187,7 @@ pub(crate) struct Sizes {
 
 /// The sizes of a layer.
 pub(crate) fn sizes(layer: &Layer, model: &ModelConfig) -> Result<Sizes> {
-    let shape = Shape::new(layer, model, DType::F32)?;
+    let shape = Shape::new(layer, model, DType::F32.into())?;
     Ok(Sizes { parameters: shape.parameters(), links: shape.links() })
 }
 
@@ -151,25 +195,25 @@ pub(crate) fn sizes(layer: &Layer, model: &ModelConfig) -> Result<Sizes> {
 struct Block {
     parameters: u64,
     active: u64,
-    bytes: u64,
+    groups: Vec<ParameterGroup>,
     cost: Cost,
     links: Vec<Link>,
 }
 
 impl Block {
-    fn new(layer: &Layer, model: &ModelConfig, seqlen: usize, dtype: DType) -> Result<Self> {
-        let shape = Shape::new(layer, model, dtype)?;
+    fn new(layer: &Layer, model: &ModelConfig, seqlen: usize, weights: Weights) -> Result<Self> {
+        let shape = Shape::new(layer, model, weights)?;
         Ok(Self {
             parameters: shape.parameters() as u64,
             active: shape.active() as u64,
-            bytes: shape.bytes(dtype) as u64,
             cost: shape.cost(seqlen, model.d_model),
             links: shape.links(),
+            groups: shape.groups,
         })
     }
 }
 
-/// Describes an architecture with weights of `dtype`, for `batch` sequences of `seqlen` tokens. Needs no weights and
+/// Describes an architecture with weights held so, for `batch` sequences of `seqlen` tokens. Needs no weights and
 /// next to no memory: each distinct block is built once, as shapes.
 ///
 /// # Errors
@@ -178,8 +222,9 @@ pub fn describe(
     architecture: &Architecture,
     batch: usize,
     seqlen: usize,
-    dtype: DType,
+    weights: impl Into<Weights>,
 ) -> Result<Description> {
+    let weights = weights.into();
     for (what, size) in [("batch", batch), ("seqlen", seqlen)] {
         if !(1..=MAX_WIDTH).contains(&size) {
             bail!("describe: {what} is {size}, expected 1 to {MAX_WIDTH}");
@@ -187,13 +232,14 @@ pub fn describe(
     }
     let model = &architecture.model;
     let (mut built, mut holders) = (BTreeMap::new(), BTreeMap::new());
-    let (mut layers, mut total, mut links) = (vec![], Totals::default(), Row::new(model.d_model));
+    let (mut layers, mut groups) = (vec![], vec![]);
+    let (mut total, mut links) = (Totals::default(), Row::new(model.d_model));
     for (index, layer) in architecture.layers.iter().enumerate() {
         let identity = layer_json(&layer.stages).to_string();
         if !built.contains_key(&identity) {
-            built.insert(identity.clone(), Block::new(layer, model, seqlen, dtype)?);
+            built.insert(identity.clone(), Block::new(layer, model, seqlen, weights)?);
         }
-        let Block { parameters, active, bytes, cost, links: own_links } = &built[&identity];
+        let Block { parameters, active, groups: own_groups, cost, links: own_links } = &built[&identity];
         links.pass(own_links).map_err(|lack| lack.error(index, layer))?;
         let holder = layer.share.as_ref().map_or(index, |id| *holders.entry(id).or_insert(index));
         let own = u64::from(holder == index);
@@ -210,7 +256,9 @@ pub fn describe(
         };
         total.parameters += row.parameters;
         total.active_parameters += row.active_parameters;
-        total.weight_bytes += own * bytes;
+        if own == 1 {
+            groups.extend(own_groups.iter().cloned());
+        }
         total.flops_per_token += row.flops_per_token;
         total.state_bytes = total.state_bytes.saturating_add(row.state_bytes);
         total.kv_bytes = total.kv_bytes.saturating_add(row.kv_bytes);
@@ -218,16 +266,26 @@ pub fn describe(
     }
     let embedding = model.padded_vocab() as u64 * model.d_model as u64;
     let head = if model.tie_embeddings { 0 } else { embedding };
-    let vb = VarBuilder::shapes(dtype);
+    let vb = shapes(weights);
     Norm::new(model.d_model, model.norm, &vb)?;
     let final_norm = vb.groups().iter().map(elements).sum::<u128>() as u64;
+    if model.embedding_norm {
+        Norm::new(model.d_model, model.norm, &vb)?;
+    }
+    for _ in 0..if model.tie_embeddings { 1 } else { 2 } {
+        vb.matrix((model.padded_vocab(), model.d_model), "weight", Init::ZEROS)?;
+    }
+    if let Some(abacus) = &model.abacus {
+        AbacusEmbedding::new(abacus, model.d_model, &vb)?;
+    }
+    groups.extend(vb.groups());
+    let by_type = weights_by_type(&groups);
+    total.weight_bytes = by_type.iter().fold(0, |sum: u64, row| sum.saturating_add(row.bytes));
     let norms = if model.embedding_norm { 2 } else { 1 };
     let places = model.abacus.as_ref().map_or(0, |a| AbacusEmbedding::parameters(a, model.d_model));
     let outside = embedding + places + head + norms * final_norm;
     total.parameters += outside;
     total.active_parameters += outside;
-    total.weight_bytes += (embedding + places + head) * size(false, dtype) as u64
-        + norms * final_norm * size(true, dtype) as u64;
     if model.abacus.is_some() {
         total.state_bytes = total.state_bytes.saturating_add((batch * size_of::<u32>()) as u64);
     }
@@ -235,13 +293,14 @@ pub fn describe(
     Ok(Description {
         name: architecture.name.clone(),
         hash: architecture.hash(),
-        dtype: dtype.as_str().into(),
+        dtype: weights.quant.map_or(weights.dtype.as_str(), BlockFormat::name).into(),
         batch,
         seqlen,
         layers,
         embedding_parameters: embedding + places + (norms - 1) * final_norm,
         head_parameters: head,
         final_norm_parameters: final_norm,
+        weights: by_type,
         total,
     })
 }

@@ -7,7 +7,9 @@
 use std::collections::BTreeSet;
 
 use candle_core::{DType, Device, IndexOp, Result, Tensor, bail};
-use semisep_core::{AbacusEmbedding, Context, Cost, Init, Mixer, Norm, ParameterGroup, Rng, VarBuilder};
+use semisep_core::{
+    AbacusEmbedding, Context, Cost, Init, Matrix, Mixer, Norm, ParameterGroup, Rng, VarBuilder,
+};
 
 use crate::model_state::ModelState;
 use crate::normal::{Architecture, ModelConfig};
@@ -16,12 +18,12 @@ use crate::stack::{DistilledLayer, Stack, scaled};
 /// A language model, ready to run.
 pub struct LanguageModel {
     config: ModelConfig,
-    embedding: Tensor, // (V, d)
+    embedding: Matrix, // (V, d)
     abacus: Option<AbacusEmbedding>,
     embedding_norm: Option<Norm>,
     stack: Stack,
     norm: Norm,
-    head: Tensor, // (V, d): the embedding where tied
+    head: Matrix, // (V, d): the embedding where tied
     groups: Vec<ParameterGroup>,
     dtype: DType,
     activation: DType,
@@ -41,7 +43,7 @@ impl LanguageModel {
         let config = architecture.model.clone();
         let shape = (config.padded_vocab(), config.d_model);
         let backbone = vb.pp("backbone");
-        let embedding = backbone.pp("embedding").get(shape, "weight", Init::Normal { std: 0.02 })?;
+        let embedding = backbone.pp("embedding").matrix(shape, "weight", Init::Normal { std: 0.02 })?;
         let abacus = |c| AbacusEmbedding::new(c, config.d_model, &backbone.pp("abacus"));
         let abacus = config.abacus.as_ref().map(abacus).transpose()?;
         let embedding_norm = config
@@ -55,7 +57,7 @@ impl LanguageModel {
         let head = if config.tie_embeddings {
             embedding.clone()
         } else {
-            vb.pp("lm_head").get(shape, "weight", Init::linear(config.d_model))?
+            vb.pp("lm_head").matrix(shape, "weight", Init::linear(config.d_model))?
         };
         let activation = vb.activation_dtype();
         let residual =
@@ -212,7 +214,7 @@ impl LanguageModel {
     /// If the last dimension is not d.
     pub fn logits(&self, hidden: &Tensor) -> Result<Tensor> {
         let hidden = hidden.to_dtype(self.activation)?.contiguous()?;
-        let logits = semisep_kernels::linear(&hidden, &self.head, None)?;
+        let logits = self.head.apply(&hidden, None)?;
         let logits = logits.to_dtype(semisep_kernels::state_dtype(self.dtype))?;
         let logits = scaled(logits, self.config.logits_multiplier)?;
         match self.config.logits_soft_cap {
@@ -229,7 +231,7 @@ impl LanguageModel {
         if let Some((i, id)) = host.iter().enumerate().find(|&(_, &id)| id as usize >= rows) {
             bail!("token id {id} at position {i} is outside the vocabulary of {rows}: wrong tokenizer?");
         }
-        let x = self.embedding.index_select(&ids.to_device(&self.device)?, 0)?.to_dtype(self.residual)?;
+        let x = self.embedding.gather(&ids.to_device(&self.device)?)?.to_dtype(self.residual)?;
         let x = match &self.abacus {
             Some(abacus) => (x + abacus.of_sequences(ids, lengths, shift, runs)?.to_dtype(self.residual)?)?,
             None => x,

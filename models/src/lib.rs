@@ -15,7 +15,7 @@ mod session;
 mod stack;
 
 pub use blueprint::Blueprint;
-pub use describe::{Description, LayerRow, Totals, describe};
+pub use describe::{Description, LayerRow, Totals, WeightRow, Weights, describe, weights_by_type};
 pub use language_model::LanguageModel;
 pub use model_state::ModelState;
 pub use rank::{OffDiagonal, off_diagonal_rank, rank};

@@ -4,12 +4,16 @@
 
 mod cpu;
 mod few;
+mod matrix;
 pub(crate) mod naive;
+mod quantised;
 pub(crate) mod stored;
 
 use candle_core::{DType, Result, Shape, Tensor, bail};
 use half::{bf16, f16};
 
+pub use self::matrix::Matrix;
+pub use self::quantised::{BlockFormat, Quantised};
 use self::stored::{Register, Stored};
 use crate::check::{self, tuple};
 use crate::host::{self, Rows};

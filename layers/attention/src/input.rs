@@ -1,7 +1,7 @@
 //! What queries, keys and values are made of.
 
 use candle_core::{D, Result, Tensor};
-use semisep_core::{Context, Cost, Init, Linear, Norm, NormConfig, NormKind, Shared, VarBuilder};
+use semisep_core::{Context, Cost, Init, Linear, Matrix, Norm, NormConfig, NormKind, Shared, VarBuilder};
 
 use crate::AttentionConfig;
 
@@ -73,7 +73,7 @@ impl Input {
     }
 
     pub(crate) fn cost(&self, rows: usize, bias: bool, size: usize) -> Cost {
-        let map = |weight: &Tensor, bias| match *weight.dims() {
+        let map = |weight: &Matrix, bias| match *weight.dims() {
             [outputs, inputs] => Cost::linear(rows, inputs, outputs, bias, size),
             _ => Cost::default(),
         };

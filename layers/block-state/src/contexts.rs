@@ -2,7 +2,7 @@
 
 use candle_core::{Result, Tensor};
 use semisep_core::{Init, Linear, State, VarBuilder};
-use semisep_kernels::{linear, rms_norm};
+use semisep_kernels::rms_norm;
 
 use crate::config::{BlockStateConfig, Variant};
 use crate::windows::{Source, Windows};
@@ -102,11 +102,8 @@ impl Contexts {
         let per_head = |map: &Linear| -> Result<Tensor> {
             let e = map.weight().dim(0)? / self.heads;
             let head = |j: usize| {
-                linear(
-                    &c.narrow(1, j, 1)?.squeeze(1)?.contiguous()?,
-                    &map.weight().narrow(0, j * e, e)?,
-                    None,
-                )
+                let c = c.narrow(1, j, 1)?.squeeze(1)?.contiguous()?;
+                map.weight().narrow(0, j * e, e)?.apply(&c, None)
             };
             let all = (0..self.heads).map(head).collect::<Result<Vec<_>>>()?;
             let mut shape = dims.clone();

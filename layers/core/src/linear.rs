@@ -2,6 +2,7 @@
 
 use candle_core::{Result, Tensor};
 use schemars::JsonSchema;
+use semisep_kernels::Matrix;
 use serde::{Deserialize, Serialize};
 
 use crate::{Init, VarBuilder};
@@ -9,7 +10,7 @@ use crate::{Init, VarBuilder};
 /// `y = x Wᵀ + bias`, (..., in) -> (..., out).
 #[derive(Debug, Clone)]
 pub struct Linear {
-    weight: Tensor,
+    weight: Matrix,
     bias: Option<Tensor>,
 }
 
@@ -27,14 +28,14 @@ impl Linear {
     /// # Errors
     /// If a parameter is missing or has another shape.
     pub fn with_init(inputs: usize, outputs: usize, bias: bool, init: Init, vb: &VarBuilder) -> Result<Self> {
-        let weight = vb.get((outputs, inputs), "weight", init)?;
+        let weight = vb.matrix((outputs, inputs), "weight", init)?;
         let bias = bias.then(|| vb.get_f32(outputs, "bias", Init::linear(inputs))).transpose()?;
         Ok(Self { weight, bias })
     }
 
     /// A map of tensors at hand: `weight` (out, in), `bias` (out).
-    pub fn from_tensors(weight: Tensor, bias: Option<Tensor>) -> Self {
-        Self { weight, bias }
+    pub fn from_tensors(weight: impl Into<Matrix>, bias: Option<Tensor>) -> Self {
+        Self { weight: weight.into(), bias }
     }
 
     /// (..., in) -> (..., out).
@@ -42,11 +43,11 @@ impl Linear {
     /// # Errors
     /// If the last dimension is not `in`.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        semisep_kernels::linear(x, &self.weight, self.bias.as_ref())
+        self.weight.apply(x, self.bias.as_ref())
     }
 
-    /// The weight, (out, in).
-    pub fn weight(&self) -> &Tensor {
+    /// The weight, (out, in), in whatever form it is held.
+    pub fn weight(&self) -> &Matrix {
         &self.weight
     }
 }

@@ -9,7 +9,7 @@ use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use candle_core::{DType, Device, Result, Shape, Tensor, Var, bail};
-use semisep_kernels::state_dtype;
+use semisep_kernels::{BlockFormat, Matrix, Quantised, state_dtype};
 
 use crate::{Init, Rng};
 
@@ -30,6 +30,35 @@ pub struct ParameterGroup {
     pub full_precision: bool,
     /// A constant that is stored with the weights and never trained: read like a parameter, counted with none.
     pub buffer: bool,
+    /// What it is held in, once it has been built.
+    pub held: Option<WeightType>,
+}
+
+/// What a parameter is held in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum WeightType {
+    /// A tensor of this dtype.
+    Dense(DType),
+    /// Quantised blocks.
+    Blocks(BlockFormat),
+}
+
+impl WeightType {
+    /// Bytes of so many elements; rows are whole blocks.
+    pub fn bytes(self, elements: u128) -> u128 {
+        match self {
+            Self::Dense(dtype) => elements * dtype.size_in_bytes() as u128,
+            Self::Blocks(format) => elements / format.weights() as u128 * format.bytes() as u128,
+        }
+    }
+
+    /// `f32`, `q8_0`
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Dense(dtype) => dtype.as_str(),
+            Self::Blocks(format) => format.name(),
+        }
+    }
 }
 
 impl ParameterGroup {
@@ -43,6 +72,7 @@ impl ParameterGroup {
             weight_decay: true,
             full_precision: false,
             buffer: false,
+            held: None,
         }
     }
 
@@ -76,6 +106,27 @@ pub trait Source: Send + Sync {
     /// If it is missing or has another shape.
     fn get(&self, parameter: &ParameterGroup, dtype: DType, device: &Device) -> Result<Tensor>;
 
+    /// The matrix of this parameter, (outputs, inputs), which layers multiply by and do nothing else with: in blocks of
+    /// `format`, which fits its rows, or else in `dtype`. A source of variables or of bare shapes gives a tensor.
+    ///
+    /// # Errors
+    /// If it is missing or has another shape.
+    fn matrix(
+        &self,
+        parameter: &ParameterGroup,
+        dtype: DType,
+        format: Option<BlockFormat>,
+        device: &Device,
+    ) -> Result<Matrix> {
+        match format {
+            None => Ok(self.get(parameter, dtype, device)?.into()),
+            Some(format) => {
+                let numbers = self.get(parameter, DType::F32, device)?;
+                Ok(Matrix::Quantised(Quantised::quantise(&numbers, format)?))
+            }
+        }
+    }
+
     /// Whether there is a tensor of this path; sources that make their tensors have all of them.
     fn contains(&self, path: &str) -> bool;
 }
@@ -86,12 +137,13 @@ pub struct VarBuilder {
     source: Arc<dyn Source>,
     prefix: String,
     dtype: DType,
+    quant: Option<BlockFormat>,
     device: Device,
     /// Factor on the initial values of [`OUTPUTS`].
     output_scale: f64,
     built: Arc<Mutex<Vec<ParameterGroup>>>,
     /// What several layers hold together, by path.
-    common: Arc<Mutex<BTreeMap<String, Tensor>>>,
+    common: Arc<Mutex<BTreeMap<String, Matrix>>>,
     place: Option<Place>,
     borrowed: Option<Borrowed>,
 }
@@ -131,6 +183,7 @@ impl VarBuilder {
             source,
             prefix: String::new(),
             dtype,
+            quant: None,
             device,
             output_scale: 1.0,
             built,
@@ -148,6 +201,12 @@ impl VarBuilder {
     /// Shapes without memory behind them: good for [`crate::Mixer::cost`] and parameter counts, not for computing.
     pub fn shapes(dtype: DType) -> Self {
         Self::new(Arc::new(Shapes), dtype, Device::Cpu)
+    }
+
+    /// With the matrices that layers multiply by in blocks of this format where it or a smaller one fits their rows, and
+    /// in f16 instead of f32 where none does. Everything else stays in the dtype.
+    pub fn quantised(self, quant: Option<BlockFormat>) -> Self {
+        Self { quant, ..self }
     }
 
     /// The dtype of weights.
@@ -224,6 +283,14 @@ impl VarBuilder {
         self.get_group(ParameterGroup::weight(name, shape, init))
     }
 
+    /// A matrix (outputs, inputs) to multiply by, and to do nothing else with: in the model's dtype or in blocks, decayed.
+    ///
+    /// # Errors
+    /// If it is missing or has another shape.
+    pub fn matrix(&self, (outputs, inputs): (usize, usize), name: &str, init: Init) -> Result<Matrix> {
+        self.ask(ParameterGroup::weight(name, (outputs, inputs), init), true)
+    }
+
     /// A norm weight, bias, decay or step size: kept in f32 (f64 in an f64 model), not decayed.
     ///
     /// # Errors
@@ -236,18 +303,40 @@ impl VarBuilder {
     ///
     /// # Errors
     /// If it is missing or has another shape.
-    pub fn get_group(&self, mut group: ParameterGroup) -> Result<Tensor> {
+    pub fn get_group(&self, group: ParameterGroup) -> Result<Tensor> {
+        tensor(self.ask(group, false)?)
+    }
+
+    /// A tensor, or a matrix to multiply by; `group.name` is relative.
+    fn ask(&self, mut group: ParameterGroup, matrix: bool) -> Result<Matrix> {
         group.name = self.path(&group.name);
         if self.output_scale != 1.0 && is_output(&group.name) {
             group.init = group.init.scaled(self.output_scale);
         }
+        group.held = Some(self.wanted(&group, matrix));
         if let Some(borrowed) = &self.borrowed {
             if !group.buffer {
                 lock(&borrowed.held).push(group.clone());
             }
-            return self.once(group);
+            return self.once(group, matrix);
         }
-        self.build(group)
+        self.build(group, matrix)
+    }
+
+    fn dtype_of(&self, group: &ParameterGroup) -> DType {
+        if group.full_precision { state_dtype(self.dtype) } else { self.dtype }
+    }
+
+    /// What a parameter is to be held in.
+    fn wanted(&self, group: &ParameterGroup, matrix: bool) -> WeightType {
+        let Some(quant) = self.quant.filter(|_| matrix) else {
+            return WeightType::Dense(self.dtype_of(group));
+        };
+        match (quant.for_columns(group.shape.last().copied().unwrap_or(0)), self.dtype) {
+            (Some(format), _) => WeightType::Blocks(format),
+            (None, DType::F32) => WeightType::Dense(DType::F16),
+            (None, dtype) => WeightType::Dense(dtype),
+        }
     }
 
     /// A parameter that the layers of a stack hold together, beside `layers` in the name tree: read once, and counted
@@ -258,32 +347,44 @@ impl VarBuilder {
     pub fn get_common(&self, mut group: ParameterGroup) -> Result<Tensor> {
         let Some(place) = &self.place else { bail!("{}: only layers of a stack share it", group.name) };
         group.name = joined(&place.root, &group.name);
-        self.once(group)
+        group.held = Some(self.wanted(&group, false));
+        tensor(self.once(group, false)?)
     }
 
     /// A parameter of this full path, built by whoever asks first.
-    fn once(&self, group: ParameterGroup) -> Result<Tensor> {
+    fn once(&self, group: ParameterGroup, matrix: bool) -> Result<Matrix> {
         let known = lock(&self.common).get(&group.name).cloned();
-        let tensor = match known {
-            Some(tensor) => tensor,
+        let held = match known {
+            Some(held) => held,
             None => {
-                let tensor = self.build(group.clone())?;
-                lock(&self.common).insert(group.name.clone(), tensor.clone());
-                tensor
+                let held = self.build(group.clone(), matrix)?;
+                lock(&self.common).insert(group.name.clone(), held.clone());
+                held
             }
         };
-        shaped(&tensor, &group)?;
-        Ok(tensor)
+        shaped(held.dims(), &group)?;
+        Ok(held)
     }
 
-    fn build(&self, group: ParameterGroup) -> Result<Tensor> {
-        let dtype = if group.full_precision { state_dtype(self.dtype) } else { self.dtype };
-        let tensor = self.source.get(&group, dtype, &self.device)?;
-        shaped(&tensor, &group)?;
+    fn build(&self, mut group: ParameterGroup, matrix: bool) -> Result<Matrix> {
+        let dtype = self.dtype_of(&group);
+        let held = match group.held {
+            _ if !matrix => self.source.get(&group, dtype, &self.device)?.into(),
+            Some(WeightType::Blocks(format)) => {
+                self.source.matrix(&group, dtype, Some(format), &self.device)?
+            }
+            Some(WeightType::Dense(dtype)) => self.source.matrix(&group, dtype, None, &self.device)?,
+            None => self.source.matrix(&group, dtype, None, &self.device)?,
+        };
+        shaped(held.dims(), &group)?;
+        // A source without memory gives a tensor in the stead of blocks.
+        if let Matrix::Quantised(blocks) = &held {
+            group.held = Some(WeightType::Blocks(blocks.format()));
+        }
         if !group.buffer {
             lock(&self.built).push(group);
         }
-        Ok(tensor)
+        Ok(held)
     }
 
     /// Every parameter built below here so far; of a part that is shared, every one that it holds.
@@ -302,9 +403,17 @@ fn joined(prefix: &str, name: &str) -> String {
     if prefix.is_empty() { name.into() } else { format!("{prefix}.{name}") }
 }
 
-fn shaped(tensor: &Tensor, group: &ParameterGroup) -> Result<()> {
-    if tensor.dims() != group.shape {
-        bail!("{}: expected shape {:?}, found {:?}", group.name, group.shape, tensor.dims());
+/// The tensor of a parameter that no layer multiplies by as a matrix.
+fn tensor(held: Matrix) -> Result<Tensor> {
+    match held {
+        Matrix::Dense(tensor) => Ok(tensor),
+        Matrix::Quantised(blocks) => blocks.dequantise(DType::F32),
+    }
+}
+
+fn shaped(found: &[usize], group: &ParameterGroup) -> Result<()> {
+    if found != group.shape {
+        bail!("{}: expected shape {:?}, found {found:?}", group.name, group.shape);
     }
     Ok(())
 }
@@ -346,6 +455,16 @@ impl Source for Shapes {
         Tensor::zeros(vec![1; p.shape.len()], dtype, device)?.broadcast_as(p.shape.as_slice())
     }
 
+    fn matrix(
+        &self,
+        p: &ParameterGroup,
+        dtype: DType,
+        _: Option<BlockFormat>,
+        device: &Device,
+    ) -> Result<Matrix> {
+        Ok(self.get(p, dtype, device)?.into())
+    }
+
     fn contains(&self, _: &str) -> bool {
         true
     }
@@ -383,6 +502,16 @@ impl Source for Variables {
         let tensor = var.as_tensor().clone();
         vars.insert(p.name.clone(), var);
         Ok(tensor)
+    }
+
+    fn matrix(
+        &self,
+        p: &ParameterGroup,
+        dtype: DType,
+        _: Option<BlockFormat>,
+        device: &Device,
+    ) -> Result<Matrix> {
+        Ok(self.get(p, dtype, device)?.into())
     }
 
     fn contains(&self, _: &str) -> bool {
@@ -431,6 +560,25 @@ mod tests {
         }
         let bias = |vb: &VarBuilder| vb.pp("out_proj").get_f32(3, "bias", Init::ONES)?.to_vec1::<f64>();
         assert_eq!(bias(&vb)?, bias(&vb.scale_outputs(0.25))?);
+        Ok(())
+    }
+
+    #[test]
+    fn matrices_take_blocks_that_fit_their_rows() -> Result<()> {
+        let vb = VarBuilder::seeded(1, DType::F32, Device::Cpu).quantised(Some(BlockFormat::Q4K));
+        let held = |columns| -> Result<_> {
+            let matrix = vb.matrix((3, columns), "weight", Init::linear(columns))?;
+            Ok((matrix.size_in_bytes(), vb.groups().last().and_then(|g| g.held)))
+        };
+        assert_eq!(held(512)?, (3 * 288, Some(WeightType::Blocks(BlockFormat::Q4K))));
+        assert_eq!(held(96)?, (3 * 66, Some(WeightType::Blocks(BlockFormat::Q5_0))));
+        assert_eq!(held(48)?, (3 * 96, Some(WeightType::Dense(DType::F16))));
+        vb.get((3, 512), "table", Init::ONES)?;
+        assert_eq!(vb.groups().last().and_then(|g| g.held), Some(WeightType::Dense(DType::F32)));
+        let shapes = VarBuilder::shapes(DType::BF16).quantised(Some(BlockFormat::Q8_0));
+        shapes.matrix((1 << 20, 1 << 20), "weight", Init::ZEROS)?;
+        let group = &shapes.groups()[0];
+        assert_eq!(group.held.map(|held| held.bytes(1 << 40)), Some((1 << 35) * 34));
         Ok(())
     }
 

@@ -33,6 +33,7 @@ pub struct Rnn {
     out_proj: Option<Linear>,
     d_model: usize,
     groups: Vec<ParameterGroup>,
+    element: usize,
 }
 
 impl Rnn {
@@ -45,7 +46,7 @@ impl Rnn {
         let out_proj = (cells.hidden() != d_model)
             .then(|| Linear::new(cells.hidden(), d_model, false, &vb.pp("out_proj")))
             .transpose()?;
-        Ok(Self { cells, out_proj, d_model, groups: vb.groups() })
+        Ok(Self { cells, out_proj, d_model, groups: vb.groups(), element: vb.dtype().size_in_bytes() })
     }
 
     fn finish(&self, h: Tensor) -> Result<Tensor> {
@@ -68,10 +69,10 @@ impl Mixer for Rnn {
 
     fn cost(&self, batch: usize, seqlen: usize) -> Cost {
         let cells = self.cells.cost(batch, seqlen);
-        let map = self.out_proj.as_ref().map(|map| {
-            let size = map.weight().dtype().size_in_bytes();
-            Cost::linear(batch * seqlen, self.cells.hidden(), self.d_model, false, size)
-        });
+        let map = self
+            .out_proj
+            .as_ref()
+            .map(|_| Cost::linear(batch * seqlen, self.cells.hidden(), self.d_model, false, self.element));
         let map = map.unwrap_or_default();
         let parameters = self.groups.iter().map(|g| g.elements() as u64).sum();
         Cost { parameters, flops: cells.flops + map.flops, bytes: cells.bytes + map.bytes, ..cells }

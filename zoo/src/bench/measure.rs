@@ -4,7 +4,8 @@ use std::time::{Duration, Instant};
 
 use candle_core::{Device, Result, Tensor};
 use semisep_core::{Rng, VarBuilder};
-use semisep_models::{LanguageModel, ModelState};
+use semisep_kernels::machine::read_bandwidth;
+use semisep_models::{LanguageModel, ModelState, weights_by_type};
 
 use super::{BenchOptions, LengthReport, Machine, ModelReport, Subject, memory};
 
@@ -27,7 +28,7 @@ pub fn measure(
         Some(model) => model,
         None => LanguageModel::new(
             &subject.architecture,
-            &VarBuilder::seeded(options.seed, subject.dtype, Device::Cpu),
+            &VarBuilder::seeded(options.seed, subject.dtype, Device::Cpu).quantised(subject.quant),
         )?,
     };
     let lengths = options
@@ -42,6 +43,7 @@ pub fn measure(
         name: subject.name,
         parameters: model.cost(1, 1).parameters,
         dtype: format!("{:?}", model.dtype()).to_lowercase(),
+        weights: weights_by_type(model.parameter_groups()),
         random_weights,
         backend: format!("cpu ({})", machine.instructions),
         lengths,
@@ -66,7 +68,9 @@ fn measure_length(
         state = model.new_state(batch)?;
         model.prefill(&ids, Some(&mut state)).map(drop)
     })?;
+    let before = read_bandwidth();
     let decode = median(options.seconds, 3, || step(model, &mut state, rng.below(vocab) as u32))?;
+    let bandwidth = before.max(read_bandwidth());
     let cost = model.cost(batch, length);
     // Prefill computes the head for the last position alone.
     let head = 2 * (model.config().padded_vocab() * model.config().d_model * batch * (length - 1)) as u64;
@@ -75,9 +79,20 @@ fn measure_length(
         prefill_tokens_per_second: (batch * length) as f64 / prefill.as_secs_f64(),
         prefill_of_gemm_rate: (cost.flops - head) as f64 / prefill.as_secs_f64() / machine.gemm_rate,
         decode_tokens_per_second: batch as f64 / decode.as_secs_f64(),
+        decode_of_read_bandwidth: (read_by_step(model) + cost.state_bytes + cost.kv_bytes) as f64
+            / decode.as_secs_f64()
+            / bandwidth,
         state_bytes: cost.state_bytes,
         kv_bytes: cost.kv_bytes,
     })
+}
+
+/// Bytes of weights that a token passes: all of them, but for the embedding where it is no head as well.
+fn read_by_step(model: &LanguageModel) -> u64 {
+    let all: u64 = weights_by_type(model.parameter_groups()).iter().map(|row| row.bytes).sum();
+    let table = model.parameter_groups().iter().filter(|g| g.name == "backbone.embedding.weight");
+    let table: u64 = weights_by_type(table).iter().map(|row| row.bytes).sum();
+    if model.config().tie_embeddings { all } else { all - table }
 }
 
 fn step(model: &LanguageModel, state: &mut ModelState, token: u32) -> Result<()> {

@@ -9,6 +9,8 @@ use candle_core::DType;
 pub use machine::Machine;
 pub use measure::measure;
 pub use report::table;
+use semisep_core::BlockFormat;
+use semisep_models::WeightRow;
 use semisep_models::normal::Architecture;
 use serde::Serialize;
 
@@ -35,6 +37,8 @@ pub struct Subject {
     pub model: Option<semisep_models::LanguageModel>,
     /// Dtype of the weights.
     pub dtype: DType,
+    /// Format of matrices, where the weights are random.
+    pub quant: Option<BlockFormat>,
 }
 
 /// Everything measured in one run.
@@ -57,8 +61,10 @@ pub struct ModelReport {
     pub name: String,
     /// Parameters, shared ones once.
     pub parameters: u64,
-    /// Dtype of the weights.
+    /// Dtype of the weights that are no blocks.
     pub dtype: String,
+    /// The weights by what they are held in.
+    pub weights: Vec<WeightRow>,
     /// Whether the weights are random.
     pub random_weights: bool,
     /// What computed: device and instruction set.
@@ -80,6 +86,9 @@ pub struct LengthReport {
     pub prefill_of_gemm_rate: f64,
     /// Tokens written a second after `length` tokens of context, all sequences together (median).
     pub decode_tokens_per_second: f64,
+    /// Bytes of weights and states that a single-token pass reads, over its time and the machine's read bandwidth, measured
+    /// just before and after.
+    pub decode_of_read_bandwidth: f64,
     /// Bytes of recurrent state.
     pub state_bytes: u64,
     /// Bytes of keys and values.

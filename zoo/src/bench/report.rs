@@ -2,6 +2,8 @@
 
 use comfy_table::{Cell, CellAlignment, Table, presets};
 
+use semisep_models::WeightRow;
+
 use super::{BenchReport, LengthReport, ModelReport};
 
 /// The report, readable: one row a model, lengths side by side.
@@ -13,6 +15,9 @@ pub fn table(report: &BenchReport) -> String {
     };
     out += &speed("prefill, tokens/s", |l| l.prefill_tokens_per_second);
     out += &speed("decode after that context, tokens/s", |l| l.decode_tokens_per_second);
+    out += &section(report, "its share of the read bandwidth", |m| {
+        m.lengths.iter().map(|l| format!("{:.0} %", 100.0 * l.decode_of_read_bandwidth)).collect()
+    });
     out += &section(report, "state + keys and values", |m| {
         m.lengths.iter().map(|l| bytes(l.state_bytes + l.kv_bytes)).collect()
     });
@@ -67,13 +72,18 @@ fn summary(report: &BenchReport) -> String {
         table.add_row(vec![
             Cell::new(&model.name),
             right(model.parameters),
-            Cell::new(format!("{}{weights}", model.dtype)),
+            Cell::new(format!("{}{weights}", held(&model.weights))),
             Cell::new(&model.backend),
             right(model.peak_bytes.map_or("unknown".into(), bytes)),
             right(format!("{:.0} %", 100.0 * best)),
         ]);
     }
     format!("{table}\n")
+}
+
+/// `q8_0 137.3 MB, f16 3.5 MB`
+fn held(rows: &[WeightRow]) -> String {
+    rows.iter().map(|row| format!("{} {}", row.held, bytes(row.bytes))).collect::<Vec<_>>().join(", ")
 }
 
 /// Three significant digits or more.

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use indicatif::{ProgressBar, ProgressStyle};
 use semisep_models::blueprints;
 
-use super::model::Dtype;
+use super::model::{Dtype, QuantArg};
 use super::{Outcome, architecture, print};
 use crate::bench::{BenchOptions, BenchReport, Machine, Subject, measure, table};
 use crate::load::{LoadOptions, load};
@@ -39,6 +39,8 @@ pub(super) struct Args {
     /// Dtype of the weights in memory
     #[arg(long, value_enum, default_value = "f32")]
     dtype: Dtype,
+    #[command(flatten)]
+    quant: QuantArg,
     /// Also write the figures here
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
@@ -95,15 +97,15 @@ impl Args {
     }
 
     fn subject(&self, name: &str) -> Result<Subject> {
-        let dtype = self.dtype.into();
+        let (dtype, quant) = (self.dtype.into(), self.quant.quant);
         let folder = Path::new(name);
         let (architecture, model) = if folder.is_dir() {
-            let loaded = load(folder, &LoadOptions { dtype, ..LoadOptions::default() })?;
+            let loaded = load(folder, &LoadOptions { dtype, quant, ..LoadOptions::default() })?;
             (loaded.architecture, Some(loaded.model))
         } else {
             (architecture::open(name)?, None)
         };
-        Ok(Subject { name: name.into(), architecture, model, dtype })
+        Ok(Subject { name: name.into(), architecture, model, dtype, quant })
     }
 }
 

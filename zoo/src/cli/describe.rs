@@ -1,10 +1,9 @@
 //! `semisep describe`
 
-use candle_core::DType;
 use comfy_table::{Cell, CellAlignment, Table, presets};
-use semisep_models::{Description, LayerRow, describe};
+use semisep_models::{Description, LayerRow, WeightRow, Weights, describe};
 
-use super::model::Dtype;
+use super::model::{Dtype, QuantArg};
 use super::{Outcome, architecture, print};
 use crate::{Error, Result};
 
@@ -26,6 +25,8 @@ pub(super) struct Args {
     /// Dtype of weights, keys and values
     #[arg(long, value_enum, default_value = "bf16")]
     dtype: Dtype,
+    #[command(flatten)]
+    quant: QuantArg,
     /// Print one JSON object
     #[arg(long)]
     json: bool,
@@ -34,7 +35,8 @@ pub(super) struct Args {
 impl Args {
     pub(super) fn run(&self) -> Result<Outcome> {
         let architecture = architecture::open(&self.model)?;
-        let described = describe(&architecture, self.batch, self.seqlen, DType::from(self.dtype))?;
+        let weights = Weights { dtype: self.dtype.into(), quant: self.quant.quant };
+        let described = describe(&architecture, self.batch, self.seqlen, weights)?;
         print(&if self.json {
             format!("{:#}\n", serde_json::to_value(&described).map_err(Error::new)?)
         } else {
@@ -94,8 +96,14 @@ fn as_text(d: &Description) -> String {
         sequences,
         grouped(d.seqlen as u64),
         d.dtype,
-        bytes(t.weight_bytes)
+        held(&d.weights, t.weight_bytes)
     )
+}
+
+/// `141 MB: q8_0 137 MB, f16 3.5 MB`
+fn held(rows: &[WeightRow], total: u64) -> String {
+    let of = |row: &WeightRow| format!("{} {}", row.held, bytes(row.bytes));
+    format!("{}: {}", bytes(total), rows.iter().map(of).collect::<Vec<_>>().join(", "))
 }
 
 /// Whether two neighbours go into one row.

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use candle_core::{DType, Device};
 use clap::{Args, ValueEnum};
 use indicatif::{ProgressBar, ProgressStyle};
+use semisep_core::BlockFormat;
 use semisep_models::DistilledLayer;
 
 use super::say;
@@ -25,6 +26,8 @@ pub(super) struct ModelArgs {
     /// Dtype of the weights in memory
     #[arg(long, value_enum, default_value = "f32")]
     pub(super) dtype: Dtype,
+    #[command(flatten)]
+    pub(super) quant: QuantArg,
     /// `cpu`, `cuda` or `cuda:N`
     #[arg(long, default_value = "cpu", value_parser = device)]
     device: Where,
@@ -37,6 +40,24 @@ pub(super) struct ModelArgs {
     /// Replace Hyena's filters by N modes a channel: constant work and memory a token, an approximation whose error is told
     #[arg(long, value_name = "N")]
     distill: Option<usize>,
+}
+
+/// The argument for quantised weights.
+#[derive(Debug, Clone, Copy, Args)]
+pub(super) struct QuantArg {
+    /// Hold the matrices in quantised blocks: q8_0, q6_k, q5_k, q5_1, q5_0, q4_k, q4_1 or q4_0
+    ///
+    /// Where rows are no whole number of blocks a smaller format takes their place, or f16; all else stays in the dtype.
+    #[arg(long, value_name = "FORMAT", value_parser = format)]
+    pub(super) quant: Option<BlockFormat>,
+}
+
+fn format(name: &str) -> Result<BlockFormat, String> {
+    let named = |f: &BlockFormat| f.name().eq_ignore_ascii_case(name);
+    BlockFormat::ALL.into_iter().find(named).ok_or_else(|| {
+        let names: Vec<&str> = BlockFormat::ALL.iter().map(|f| f.name()).collect();
+        format!("expected one of {}", names.join(", "))
+    })
 }
 
 /// Dtypes of weights.
@@ -100,6 +121,7 @@ impl ModelArgs {
         };
         let mut options = LoadOptions {
             dtype: self.dtype.into(),
+            quant: self.quant.quant,
             device,
             allow_missing: self.allow_missing,
             allow_unexpected: self.allow_unexpected,

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use candle_core::{DType, Device};
 use recipes::Tensors;
 pub use report::{LoadedTensor, Mismatch, Report};
-use semisep_core::{ParameterGroup, Source, VarBuilder};
+use semisep_core::{BlockFormat, ParameterGroup, Source, VarBuilder, WeightType};
 use semisep_models::LanguageModel;
 use semisep_models::normal::Architecture;
 pub use weights::Progress;
@@ -25,6 +25,8 @@ use crate::{Error, Result};
 pub struct LoadOptions {
     /// The weights' dtype in memory: f64, f32, bf16 or f16. Norms, decays and the like stay in f32 (f64).
     pub dtype: DType,
+    /// The format of the matrices that layers multiply by, where it fits; `None` leaves them in the dtype.
+    pub quant: Option<BlockFormat>,
     /// Where the model will be.
     pub device: Device,
     /// Fill parameters that the checkpoint lacks with seeded random values.
@@ -39,6 +41,7 @@ impl Default for LoadOptions {
     fn default() -> Self {
         Self {
             dtype: DType::F32,
+            quant: None,
             device: Device::Cpu,
             allow_missing: false,
             allow_unexpected: false,
@@ -92,7 +95,7 @@ pub fn plan(folder: &Path, options: &LoadOptions) -> Result<Planned> {
     let import = import::import(folder, &checkpoint)?;
     let tensors = Arc::new(Tensors::new(checkpoint, &import.names)?);
     let plan = Arc::new(Plan::new(tensors.clone()));
-    let vb = VarBuilder::new(plan.clone(), options.dtype, Device::Cpu);
+    let vb = VarBuilder::new(plan.clone(), options.dtype, Device::Cpu).quantised(options.quant);
     let built = LanguageModel::new(&import.architecture, &vb);
     let report = Report { notes: import.notes, ..plan.report() };
     if let Some(refusal) = report.refusal(options.allow_missing, options.allow_unexpected) {
@@ -168,8 +171,12 @@ impl Planned {
     /// If memory cannot be had, or values are not finite.
     pub fn load(self, options: &LoadOptions) -> Result<Loaded> {
         let Self { folder, family, architecture, mut report, parameters: _, tensors } = self;
+        if options.quant.is_some() && !options.device.is_cpu() {
+            return Err(Error::new("quantised weights multiply on the CPU alone").hint("leave out --quant"));
+        }
         let weights = Arc::new(Weights::new(tensors, options.progress.clone()));
-        let vb = VarBuilder::new(weights.clone(), options.dtype, options.device.clone());
+        let vb =
+            VarBuilder::new(weights.clone(), options.dtype, options.device.clone()).quantised(options.quant);
         let model = LanguageModel::new(&architecture, &vb).map_err(|e| Error::at(&folder, e))?;
         report.non_finite = weights.non_finite();
         if !report.non_finite.is_empty() {
@@ -178,6 +185,23 @@ impl Planned {
             return Err(Error::at(&folder, message)
                 .hint("the file is damaged, training diverged, or the values need a wider --dtype"));
         }
+        report.notes.extend(fallbacks(&model, options.quant));
         Ok(Loaded { folder, family, architecture, model, report })
     }
+}
+
+/// Which matrices are not in the format that was asked for.
+fn fallbacks(model: &LanguageModel, quant: Option<BlockFormat>) -> Option<String> {
+    let quant = quant?;
+    let other = |g: &&ParameterGroup| match g.held {
+        Some(WeightType::Blocks(format)) => format != quant,
+        Some(WeightType::Dense(dtype)) => {
+            !g.full_precision && dtype == DType::F16 && model.dtype() == DType::F32
+        }
+        None => false,
+    };
+    let others: Vec<&ParameterGroup> = model.parameter_groups().iter().filter(other).collect();
+    let list = others.iter().map(|g| format!("{} in {}", g.name, g.held.map_or("", WeightType::name)));
+    (!others.is_empty())
+        .then(|| format!("rows that are no whole number of {quant} blocks: {}", report::some(list)))
 }

@@ -4,7 +4,8 @@ use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use candle_core::{DType, Device, Result as CandleResult, Tensor, bail};
-use semisep_core::{ParameterGroup, Seeded, Shapes, Source};
+use semisep_core::{BlockFormat, Matrix, ParameterGroup, Seeded, Shapes, Source};
+use semisep_kernels::Quantised;
 
 use super::recipes::{Misfit, Parts, Tensors};
 use super::report::{LoadedTensor, Report};
@@ -13,6 +14,9 @@ use crate::checkpoint::{Stored, View};
 /// Most elements of a parameter that no tensor of the checkpoint stands for: layers may compute with what the plan gives
 /// them, and its size is then the configuration's word alone.
 const MAX_UNBACKED: usize = 1 << 26;
+
+/// Elements that are numbers at a time on their way to blocks.
+const RUN: usize = 1 << 22;
 
 /// Finds out what a load would do. Gives out shapes without memory behind them.
 pub(super) struct Plan {
@@ -67,6 +71,16 @@ impl Source for Plan {
         Shapes.get(p, dtype, device)
     }
 
+    fn matrix(
+        &self,
+        p: &ParameterGroup,
+        dtype: DType,
+        _: Option<BlockFormat>,
+        device: &Device,
+    ) -> CandleResult<Matrix> {
+        Ok(self.get(p, dtype, device)?.into())
+    }
+
     fn contains(&self, path: &str) -> bool {
         self.tensors.contains(path)
     }
@@ -104,22 +118,83 @@ impl Weights {
     }
 }
 
-impl Source for Weights {
-    fn get(&self, p: &ParameterGroup, dtype: DType, device: &Device) -> CandleResult<Tensor> {
-        let Ok(Parts { parts, plus, .. }) = self.tensors.parts(&p.name, &p.shape) else {
-            return Seeded { seed: 0 }.get(p, dtype, device);
-        };
-        let read = self.tensors.checkpoint.read_views(&parts, &p.shape, dtype, device, plus);
+impl Weights {
+    /// These parts as one tensor, in a shape of as many elements.
+    fn read(
+        &self,
+        parts: &[(&Stored, View)],
+        shape: &[usize],
+        dtype: DType,
+        device: &Device,
+        plus: f64,
+    ) -> CandleResult<Tensor> {
+        let read = self.tensors.checkpoint.read_views(parts, shape, dtype, device, plus);
         let read = read.map_err(candle_core::Error::wrap)?;
         if read.non_finite > 0 {
             let names: Vec<&str> = parts.iter().map(|(stored, _)| stored.name.as_str()).collect();
-            lock(&self.non_finite).push((names.join(" + "), read.non_finite));
+            let (name, mut known) = (names.join(" + "), lock(&self.non_finite));
+            match known.iter_mut().find(|(known, _)| *known == name) {
+                Some((_, count)) => *count += read.non_finite,
+                None => known.push((name, read.non_finite)),
+            }
         }
         if let Some(progress) = &self.progress {
             let bytes = |(stored, view): &(&Stored, View)| stored.dtype.bytes(view.elements()).unwrap_or(0);
             progress(parts.iter().map(bytes).sum::<usize>() as u64);
         }
         Ok(read.tensor)
+    }
+}
+
+/// The parts, each in runs of rows of at most [`RUN`] elements where it has rows of so many columns, and the rows of each.
+fn runs<'a>(parts: Vec<(&'a Stored, View)>, columns: usize) -> Vec<((&'a Stored, View), usize)> {
+    let mut runs = Vec::new();
+    for (stored, view) in parts {
+        let rows = view.elements() / columns.max(1);
+        let step = (RUN / columns.max(1)).max(1);
+        if view.shape != [rows, columns] {
+            runs.push(((stored, view), rows));
+            continue;
+        }
+        for first in (0..rows).step_by(step) {
+            let len = step.min(rows - first);
+            runs.extend(view.clone().take(0, first, len).map(|view| ((stored, view), len)));
+        }
+    }
+    runs
+}
+
+impl Source for Weights {
+    fn get(&self, p: &ParameterGroup, dtype: DType, device: &Device) -> CandleResult<Tensor> {
+        let Ok(Parts { parts, plus, .. }) = self.tensors.parts(&p.name, &p.shape) else {
+            return Seeded { seed: 0 }.get(p, dtype, device);
+        };
+        self.read(&parts, &p.shape, dtype, device, plus)
+    }
+
+    /// Quantised run by run: never more numbers in memory than a run has.
+    fn matrix(
+        &self,
+        p: &ParameterGroup,
+        dtype: DType,
+        format: Option<BlockFormat>,
+        device: &Device,
+    ) -> CandleResult<Matrix> {
+        let (Some(format), &[rows, columns]) = (format, p.shape.as_slice()) else {
+            return Ok(self.get(p, dtype, device)?.into());
+        };
+        let Ok(Parts { parts, plus, .. }) = self.tensors.parts(&p.name, &p.shape) else {
+            let numbers = Seeded { seed: 0 }.get(p, DType::F32, &Device::Cpu)?;
+            return Ok(Matrix::Quantised(Quantised::quantise(&numbers, format)?));
+        };
+        let mut blocks = Vec::new();
+        for (part, rows) in runs(parts, columns) {
+            let numbers = self.read(&[part], &[rows, columns], DType::F32, &Device::Cpu, plus)?;
+            // A load with such numbers fails in the end; their blocks might not be made at all.
+            let numbers = if lock(&self.non_finite).is_empty() { numbers } else { numbers.zeros_like()? };
+            blocks.extend_from_slice(Quantised::quantise(&numbers, format)?.bytes());
+        }
+        Ok(Matrix::Quantised(Quantised::new(format, (rows, columns), blocks)?))
     }
 
     fn contains(&self, path: &str) -> bool {

@@ -52,7 +52,7 @@ impl ImplicitFilter {
             (z.narrow(0, 0, 1)?.narrow(1, 0, 1)?.zeros_like()? + config.w)?.broadcast_as((1, filter_order))?
         };
         let window = config.modulate.then(|| window(width, config, vb)).transpose()?;
-        let trained = [&bias, &z, &freq, layers[0].weight()].iter().any(|t| t.track_op());
+        let trained = layers[0].weight().track_op() || [&bias, &z, &freq].iter().any(|t| t.track_op());
         Ok(Self {
             l_max,
             z,

@@ -1,0 +1,202 @@
+//! The map of quantised weights against its definition: the blocks' numbers, and a dense map of them.
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
+mod common;
+
+use std::borrow::Cow;
+
+use candle_core::quantized::{QStorage, QTensor};
+use candle_core::{D, DType, Device, Result, Tensor, Var};
+use common::{assert_close, random};
+use semisep_kernels::{BlockFormat, Matrix, Quantised, linear, naive};
+
+/// A matrix of blocks with every bit pattern but for scales, which stay small numbers.
+fn any_blocks(format: BlockFormat, rows: usize, columns: usize) -> Quantised {
+    let mut state = 0x9e37_79b9_7f4a_7c15_u64;
+    let mut bytes: Vec<u8> = Vec::new();
+    while bytes.len() < rows * format.row_bytes(columns).unwrap() {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        bytes.push((state >> 56) as u8);
+    }
+    let scales: &[usize] = match format {
+        BlockFormat::Q4_0 | BlockFormat::Q5_0 | BlockFormat::Q8_0 => &[0],
+        BlockFormat::Q6K => &[208],
+        _ => &[0, 2],
+    };
+    for block in bytes.chunks_exact_mut(format.bytes()) {
+        for &at in scales {
+            // The sign and the mantissa stay; exponents between 2^-15 and 1.
+            block[at + 1] &= 0b1011_1111;
+        }
+    }
+    Quantised::new(format, (rows, columns), bytes).unwrap()
+}
+
+/// What candle reads in the same bytes.
+fn by_candle(w: &Quantised) -> Tensor {
+    let storage = QStorage::from_data(Cow::Borrowed(w.bytes()), &Device::Cpu, w.format().ggml()).unwrap();
+    QTensor::new(storage, w.dims()).unwrap().dequantize(&Device::Cpu).unwrap()
+}
+
+#[test]
+fn blocks_are_read_as_candle_reads_them() -> Result<()> {
+    for format in BlockFormat::ALL {
+        let w = any_blocks(format, 37, 512);
+        // candle subtracts offsets in one rounding more or less.
+        assert_close(&format!("{format}"), &w.dequantise(DType::F32)?, &by_candle(&w), 1e-7);
+    }
+    Ok(())
+}
+
+#[test]
+fn quantised_as_candle_quantises() -> Result<()> {
+    for format in BlockFormat::ALL {
+        let numbers = random(1, &[9, 768], DType::F32);
+        let ours = Quantised::quantise(&numbers, format)?;
+        assert_eq!(ours.bytes(), &QTensor::quantize(&numbers, format.ggml())?.data()?[..], "{format}");
+        // Half a step of a uniform grid between the extremes of a block, twice over for what scales lose.
+        let bits = [4, 4, 5, 5, 8, 4, 5, 6][BlockFormat::ALL.iter().position(|f| *f == format).unwrap()];
+        let step = 2.0 * 2.0 / f64::from(1 << bits);
+        let error = (ours.dequantise(DType::F32)? - &numbers)?.abs()?.max_all()?.to_scalar::<f32>()?;
+        let largest = numbers.abs()?.max_all()?.to_scalar::<f32>()?;
+        assert!(f64::from(error) < step * f64::from(largest), "{format}: {error}");
+    }
+    Ok(())
+}
+
+/// On both sides of the switch of methods, with one thread's work and with more.
+#[test]
+fn equals_the_dense_map_of_its_numbers() -> Result<()> {
+    for format in BlockFormat::ALL {
+        for (rows, columns, outputs) in [
+            (0, 256, 3),
+            (1, 256, 1),
+            (1, 768, 1501),
+            (2, 512, 33),
+            (16, 256, 70),
+            (17, 256, 70),
+            (40, 1024, 600),
+        ] {
+            let w = any_blocks(format, outputs, columns);
+            let x = random(2, &[rows, columns], DType::F64);
+            let bias = random(3, &[outputs], DType::F32);
+            let what = format!("{format}, {rows} rows, {columns} -> {outputs}");
+            let want = naive::linear(&x, &w.dequantise(DType::F64)?, Some(&bias))?;
+            assert_close(&what, &w.apply(&x, Some(&bias))?, &want, 1e-11);
+            let single = x.to_dtype(DType::F32)?;
+            let exact =
+                naive::linear(&single.to_dtype(DType::F64)?, &w.dequantise(DType::F64)?, Some(&bias))?;
+            let got = w.apply(&single, Some(&bias))?;
+            assert_eq!((got.dtype(), got.dims()), (DType::F32, &[rows, outputs][..]));
+            assert_close(&format!("{what} f32"), &got, &exact, 1e-6);
+            for (set, got) in w.apply_in_every_way(&single, Some(&bias))? {
+                assert_close(&format!("{what} {set}"), &got, &exact, 1e-6);
+            }
+            let half = x.to_dtype(DType::BF16)?;
+            let want = naive::linear(&half.to_dtype(DType::F64)?, &w.dequantise(DType::F64)?, None)?;
+            let got = w.apply(&half, None)?;
+            assert_eq!(got.dtype(), DType::BF16);
+            assert_close(&format!("{what} bf16"), &got, &want, 1e-2);
+        }
+    }
+    Ok(())
+}
+
+/// Rows apart from each other, as parts of a projection are; leading dimensions of any number.
+#[test]
+fn strided_inputs() -> Result<()> {
+    let w = any_blocks(BlockFormat::Q4K, 19, 256);
+    let wide = random(5, &[2, 7, 600], DType::F32);
+    let slices: [fn(&Tensor) -> Result<Tensor>; 3] = [
+        |t| t.narrow(D::Minus1, 3, 256),
+        |t| t.narrow(1, 2, 3)?.narrow(D::Minus1, 300, 256),
+        |t| t.narrow(D::Minus1, 0, 256)?.transpose(0, 1),
+    ];
+    for slice in slices {
+        let x = slice(&wide)?;
+        let want = naive::linear(&x.contiguous()?.to_dtype(DType::F64)?, &w.dequantise(DType::F64)?, None)?;
+        assert_close("slice", &w.apply(&x, None)?, &want, 1e-6);
+    }
+    Ok(())
+}
+
+#[test]
+fn rows_and_parts() -> Result<()> {
+    for format in BlockFormat::ALL {
+        let w = any_blocks(format, 40, 256);
+        let all = w.dequantise(DType::F32)?;
+        let ids = Tensor::new(&[3u32, 39, 0, 3], &Device::Cpu)?;
+        assert_close("gather", &w.gather(&ids)?, &all.index_select(&ids, 0)?, 0.0);
+        let part = Matrix::Quantised(w.clone()).narrow(0, 7, 20)?.narrow(0, 5, 11)?;
+        assert_eq!((part.dims(), part.size_in_bytes()), (&[11, 256][..], 11 * w.bytes().len() / 40));
+        assert_close("narrow", &part.to_tensor(DType::F32)?, &all.narrow(0, 12, 11)?, 0.0);
+        let x = random(6, &[2, 256], DType::F64);
+        assert_close("part", &part.apply(&x, None)?, &linear(&x, &part.to_tensor(DType::F64)?, None)?, 1e-11);
+        assert!(w.narrow(30, 11).is_err() && w.narrow(usize::MAX, 2).is_err());
+        assert!(w.gather(&Tensor::new(&[40u32], &Device::Cpu)?).is_err());
+    }
+    Ok(())
+}
+
+/// Gradients flow through to the input, in every precision; none is dropped silently.
+#[test]
+fn the_input_has_a_gradient() -> Result<()> {
+    let w = any_blocks(BlockFormat::Q6K, 30, 256);
+    for (dtype, tolerance) in [(DType::F64, 1e-11), (DType::F32, 1e-4)] {
+        let x = Var::from_tensor(&random(7, &[3, 256], dtype))?;
+        let bias = Var::from_tensor(&random(8, &[30], dtype))?;
+        let of = |y: Tensor| -> Result<[Tensor; 2]> {
+            let grads = y.sqr()?.sum_all()?.backward()?;
+            Ok([grads.get(&x).unwrap().clone(), grads.get(&bias).unwrap().clone()])
+        };
+        let got = of(w.apply(&x, Some(&bias))?)?;
+        let want = of(naive::linear(&x, &w.dequantise(dtype)?, Some(&bias))?)?;
+        for (got, want) in got.iter().zip(&want) {
+            assert_close("gradient", got, want, tolerance);
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn sizes_and_names() {
+    assert_eq!(BlockFormat::Q4K.for_columns(768), Some(BlockFormat::Q4K));
+    assert_eq!(BlockFormat::Q4K.for_columns(96), Some(BlockFormat::Q5_0));
+    assert_eq!(BlockFormat::Q6K.for_columns(96), Some(BlockFormat::Q8_0));
+    assert_eq!(BlockFormat::Q8_0.for_columns(48), None);
+    assert_eq!(BlockFormat::Q8_0.row_bytes(64), Some(68));
+    assert_eq!(BlockFormat::Q6K.row_bytes(96), None);
+    assert_eq!(BlockFormat::Q8_0.row_bytes(usize::MAX & !31), None);
+    assert_eq!(BlockFormat::ALL.map(BlockFormat::name)[5], "q4_k");
+}
+
+#[test]
+fn errors_say_what_was_expected() {
+    let w = any_blocks(BlockFormat::Q8_0, 5, 64);
+    let message = |e: Result<Tensor>| e.unwrap_err().to_string();
+    let cases = [
+        (
+            message(w.apply(&random(1, &[2, 32], DType::F32), None)),
+            "linear: x has shape (2, 32), expected (..., 64), as weight is (5, 64)",
+        ),
+        (
+            message(w.apply(&random(1, &[2, 64], DType::F32), Some(&random(1, &[4], DType::F32)))),
+            "linear: bias has shape (4), expected (5), the outputs of weight",
+        ),
+        (
+            Quantised::new(BlockFormat::Q8_0, (2, 64), vec![0; 135]).unwrap_err().to_string(),
+            "a matrix (2, 64) in q8_0 takes 136 bytes, found 135 bytes",
+        ),
+        (
+            Quantised::new(BlockFormat::Q8_0, (2, 65), vec![0; 135]).unwrap_err().to_string(),
+            "a matrix (2, 65) in q8_0 takes no whole number of blocks a row, found 135 bytes",
+        ),
+        (
+            Quantised::quantise(&random(1, &[2, 33], DType::F32), BlockFormat::Q8_0).unwrap_err().to_string(),
+            "33 columns are no whole number of q8_0 blocks",
+        ),
+    ];
+    for (got, want) in cases {
+        assert!(got.starts_with(want), "{got}");
+    }
+}

@@ -1,0 +1,50 @@
+//! Checkpoints loaded into quantised blocks.
+
+mod common;
+
+use candle_core::DType;
+use common::golden;
+use semisep_core::{BlockFormat, WeightType};
+use semisep_zoo::load::{LoadOptions, load};
+use semisep_zoo::verify::Expected;
+
+/// The largest difference from the reference's logits, relative to the largest logit, over all forms.
+fn error(name: &str, quant: BlockFormat) -> f64 {
+    let folder = golden(name);
+    let options = LoadOptions { quant: Some(quant), ..LoadOptions::default() };
+    let loaded = load(&folder, &options).unwrap();
+    let blocks = loaded.model.parameter_groups().iter().filter_map(|g| g.held);
+    assert!(blocks.into_iter().any(|held| matches!(held, WeightType::Blocks(_))), "{name}: no blocks");
+    let expected = Expected::open(&folder.join("tokens.json"), &folder.join("expected.safetensors")).unwrap();
+    let forms = expected.compare(&loaded.model, f64::INFINITY).unwrap();
+    forms.iter().map(|form| form.relative).fold(0.0, f64::max)
+}
+
+/// Eight bits lose a few hundredths of the largest logit at the most, four bits some tenths: these models are
+/// tiny, so that nothing averages out.
+#[test]
+fn errors_stay_in_proportion_to_the_bits() {
+    for name in ["mamba-hf", "mamba2-hf", "mamba2attn-mlp-orig", "rwkv6-pth", "rwkv7-pth", "gla-fla"] {
+        let (eight, four) = (error(name, BlockFormat::Q8_0), error(name, BlockFormat::Q4_0));
+        assert!(eight > 1e-5 && eight < 5e-2, "{name}: q8_0 {eight}");
+        assert!(four > eight && four < 0.4, "{name}: q4_0 {four}, q8_0 {eight}");
+    }
+}
+
+/// Fallbacks are told; what is no matrix stays as it was.
+#[test]
+fn the_report_tells_of_fallbacks() {
+    let options = LoadOptions { quant: Some(BlockFormat::Q4K), ..LoadOptions::default() };
+    let loaded = load(&golden("mamba-hf"), &options).unwrap();
+    let note = loaded.report.notes.iter().find(|note| note.contains("q4_k")).unwrap();
+    assert!(note.contains("in_proj.weight in f16") && note.contains("x_proj.weight in q5_0"), "{note}");
+    let f32s = LoadOptions { dtype: DType::F64, ..options };
+    let wide = load(&golden("mamba-hf"), &f32s).unwrap();
+    let held = |loaded: &semisep_zoo::load::Loaded, name: &str| {
+        loaded.model.parameter_groups().iter().find(|g| g.name.ends_with(name)).unwrap().held
+    };
+    assert_eq!(held(&wide, "out_proj.weight"), Some(WeightType::Blocks(BlockFormat::Q5_0)));
+    assert_eq!(held(&wide, "in_proj.weight"), Some(WeightType::Dense(DType::F64)));
+    assert_eq!(held(&loaded, "A_log"), Some(WeightType::Dense(DType::F32)));
+    assert_eq!(held(&loaded, "conv1d.weight"), Some(WeightType::Dense(DType::F32)));
+}
