@@ -347,7 +347,7 @@ pub(crate) fn gemm_parallel<T: Real>(
 }
 
 /// Panics unless the views (length of the slice, strides) of an (m, k, n) product lie inside their slices.
-fn check_views(
+pub(crate) fn check_views(
     (m, k, n): (usize, usize, usize),
     a: (usize, (usize, usize)),
     b: (usize, (usize, usize)),

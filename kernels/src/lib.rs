@@ -42,6 +42,7 @@ mod simd;
 pub mod ssd;
 mod tape;
 mod team;
+mod tile;
 pub mod token_shift;
 pub mod wkv4;
 

@@ -18,6 +18,15 @@ pub(crate) struct Part {
     pub(crate) len: usize,
 }
 
+/// How many of the `heads` of a sequence one task takes, chunk by chunk of tokens. Heads of a token lie side by side, and
+/// tokens a page apart: heads together pay for the way to a page once.
+pub(crate) fn heads_together(sequences: usize, heads: usize) -> usize {
+    const TASKS_PER_THREAD: usize = 2;
+    /// So many states, and what a chunk makes of each, stay in the second-level cache.
+    const MOST: usize = 8;
+    (sequences * heads / (TASKS_PER_THREAD * host::threads())).clamp(1, MOST)
+}
+
 /// Cuts the `width` channels of each group into the same number of parts, multiples of `grain` but for the last: as
 /// many as keep all threads busy. Gives the tasks, and the number of parts in a group.
 pub(crate) fn parts(segments: usize, groups: usize, width: usize, grain: usize) -> (Vec<Part>, usize) {

@@ -110,6 +110,23 @@ pub(crate) trait Real:
     /// `self * a + b`, fused where the machine can.
     fn mul_add(self, a: Self, b: Self) -> Self;
 
+    /// A vector of an instruction set that a [`pulp::WithSimd`] was given.
+    type Lanes<S: pulp::Simd>: Copy;
+
+    /// `x` in all lanes.
+    fn splat<S: pulp::Simd>(simd: S, x: Self) -> Self::Lanes<S>;
+
+    /// `a b + c`, lane by lane, fused where the machine can.
+    fn lanes_mul_add<S: pulp::Simd>(
+        simd: S,
+        a: Self::Lanes<S>,
+        b: Self::Lanes<S>,
+        c: Self::Lanes<S>,
+    ) -> Self::Lanes<S>;
+
+    /// `a + b`, lane by lane.
+    fn lanes_add<S: pulp::Simd>(simd: S, a: Self::Lanes<S>, b: Self::Lanes<S>) -> Self::Lanes<S>;
+
     /// `Σ a[i] b[i]` over the shorter length, with the vectors of an instruction set that a [`pulp::WithSimd`] was given:
     /// the compiler does not find the final sum over the lanes by itself.
     fn dot<S: pulp::Simd>(simd: S, a: &[Self], b: &[Self]) -> Self;
@@ -141,6 +158,8 @@ pub(crate) trait Real:
 }
 
 impl Real for f32 {
+    type Lanes<S: pulp::Simd> = S::f32s;
+
     const ZERO: Self = 0.0;
     const ONE: Self = 1.0;
     const NEG_INFINITY: Self = f32::NEG_INFINITY;
@@ -252,6 +271,23 @@ impl Real for f32 {
         f32::mul_add(self, a, b)
     }
     #[inline(always)]
+    fn splat<S: pulp::Simd>(simd: S, x: Self) -> Self::Lanes<S> {
+        simd.splat_f32s(x)
+    }
+    #[inline(always)]
+    fn lanes_mul_add<S: pulp::Simd>(
+        simd: S,
+        a: Self::Lanes<S>,
+        b: Self::Lanes<S>,
+        c: Self::Lanes<S>,
+    ) -> Self::Lanes<S> {
+        simd.mul_add_e_f32s(a, b, c)
+    }
+    #[inline(always)]
+    fn lanes_add<S: pulp::Simd>(simd: S, a: Self::Lanes<S>, b: Self::Lanes<S>) -> Self::Lanes<S> {
+        simd.add_f32s(a, b)
+    }
+    #[inline(always)]
     fn dot<S: pulp::Simd>(simd: S, a: &[Self], b: &[Self]) -> Self {
         let len = a.len().min(b.len());
         let ((a, a_rest), (b, b_rest)) = (S::as_simd_f32s(&a[..len]), S::as_simd_f32s(&b[..len]));
@@ -269,6 +305,8 @@ impl Real for f32 {
 }
 
 impl Real for f64 {
+    type Lanes<S: pulp::Simd> = S::f64s;
+
     const ZERO: Self = 0.0;
     const ONE: Self = 1.0;
     const NEG_INFINITY: Self = f64::NEG_INFINITY;
@@ -313,6 +351,23 @@ impl Real for f64 {
     #[inline(always)]
     fn mul_add(self, a: Self, b: Self) -> Self {
         f64::mul_add(self, a, b)
+    }
+    #[inline(always)]
+    fn splat<S: pulp::Simd>(simd: S, x: Self) -> Self::Lanes<S> {
+        simd.splat_f64s(x)
+    }
+    #[inline(always)]
+    fn lanes_mul_add<S: pulp::Simd>(
+        simd: S,
+        a: Self::Lanes<S>,
+        b: Self::Lanes<S>,
+        c: Self::Lanes<S>,
+    ) -> Self::Lanes<S> {
+        simd.mul_add_e_f64s(a, b, c)
+    }
+    #[inline(always)]
+    fn lanes_add<S: pulp::Simd>(simd: S, a: Self::Lanes<S>, b: Self::Lanes<S>) -> Self::Lanes<S> {
+        simd.add_f64s(a, b)
     }
     #[inline(always)]
     fn dot<S: pulp::Simd>(simd: S, a: &[Self], b: &[Self]) -> Self {

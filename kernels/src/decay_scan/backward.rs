@@ -20,6 +20,7 @@ use super::{OP, Scan};
 use crate::host::{self, Disjoint, Rows};
 use crate::parts;
 use crate::simd::{Real, dot, vectorized};
+use crate::tile;
 
 /// Gradients in the order of the inputs.
 pub(super) fn gradients<T: Real>(
@@ -65,17 +66,30 @@ fn all<T: Real>(v: &Views<T>, dims: &Dims, gy: Rows<T>, gstate: Option<&[T]>) ->
         bonus: Disjoint::new(&mut bonus),
         state: Disjoint::new(&mut state),
     };
-    host::parallel(sequences * h, |i| {
-        let task = Task { v, dims, segment: i / h, head: i % h };
-        Reverse::new(task, gstate).run(gy, &sinks);
+    let together = parts::heads_together(sequences, h);
+    let groups = h.div_ceil(together);
+    host::parallel(sequences * groups, |i| {
+        let (segment, first) = (i / groups, i % groups * together);
+        let task = |head| Task { v, dims, segment, head };
+        let heads = first..h.min(first + together);
+        let mut heads: Vec<_> = heads.map(|head| Reverse::new(task(head), gstate)).collect();
+        for (i, at) in task(first).chunks().enumerate() {
+            heads.iter_mut().for_each(|head| head.find_start(i, at));
+        }
+        for (i, at) in task(first).chunks().enumerate().rev() {
+            heads.iter_mut().for_each(|head| head.run(i, at, gy, &sinks));
+        }
+        heads.iter().for_each(|head| head.finish(&sinks));
     });
     [q, k, values, log_decay, parts::sum(bonus, if v.bonus.is_some() { h * n } else { 0 }), state]
 }
 
-/// The backward pass of one task, and its scratch; (CHUNK, n) each, rows of tokens, where not told otherwise.
+/// The backward pass of one head, and its scratch; (CHUNK, n) each, rows of tokens, where not told otherwise.
 struct Reverse<'a, T> {
     task: Task<'a, T>,
     chunk: Chunk<T>,
+    /// States before each chunk, (n, p) each.
+    starts: Vec<T>,
     /// G, (n, p), and whether it is still zero.
     gs: Vec<T>,
     gs_empty: bool,
@@ -101,9 +115,12 @@ impl<'a, T: Real> Reverse<'a, T> {
         let (n, p) = (task.dims.n, task.dims.p);
         let mut gs = zeros(n * p);
         task.load_state(gstate, &mut gs);
+        let mut starts = host::zeros(task.chunks().len().max(1) * n * p);
+        task.load_state(task.v.state, &mut starts[..n * p]);
         Self {
             task,
             chunk: Chunk::new(n),
+            starts,
             gs,
             gs_empty: gstate.is_none(),
             gy: zeros(CHUNK * p),
@@ -118,33 +135,31 @@ impl<'a, T: Real> Reverse<'a, T> {
         }
     }
 
-    /// States before each chunk.
-    fn starts(&mut self) -> Vec<T> {
-        let task = self.task;
-        let (_, len) = task.state_range();
-        let chunks = task.chunks().len();
-        let mut starts = host::zeros(chunks.max(1) * len);
-        task.load_state(task.v.state, &mut starts[..len]);
-        for (i, at) in task.chunks().take(chunks.saturating_sub(1)).enumerate() {
-            let (known, next) = starts[i * len..].split_at_mut(len);
-            let next = &mut next[..len];
+    /// The state before the chunk `i` after this one, from that before this one.
+    fn find_start(&mut self, i: usize, at: (usize, usize)) {
+        let (task, len) = (self.task, self.gs.len());
+        let (known, next) = self.starts[i * len..].split_at_mut(len);
+        if let Some(next) = next.get_mut(..len) {
             next.copy_from_slice(known);
             self.chunk.find_decays(&task, at);
             self.chunk.advance(&task, at, next, i == 0 && task.v.state.is_none());
         }
-        starts
     }
 
-    fn run(mut self, gy: Rows<T>, sinks: &Sinks<T>) {
+    /// Chunk `i`, those after it done.
+    fn run(&mut self, i: usize, at: (usize, usize), gy: Rows<T>, sinks: &Sinks<T>) {
+        let first = i == 0 && self.task.v.state.is_none();
+        let starts = std::mem::take(&mut self.starts);
+        let start = (!first).then(|| &starts[i * self.gs.len()..][..self.gs.len()]);
+        self.one_chunk(at, start, gy);
+        self.starts = starts;
+        self.write(at, sinks);
+    }
+
+    /// Gradients of the state before the first token and of the bonus, out.
+    fn finish(&self, sinks: &Sinks<T>) {
         let task = self.task;
         let (state_at, len) = task.state_range();
-        let starts = self.starts();
-        for (i, at) in task.chunks().enumerate().rev() {
-            let first = i == 0 && task.v.state.is_none();
-            let start = (!first).then(|| &starts[i * len..][..len]);
-            self.one_chunk(at, start, gy);
-            self.write(at, sinks);
-        }
         let at = (task.segment * task.dims.h + task.head) * self.gbonus.len();
         // SAFETY: this task alone holds this head of this sequence.
         unsafe {
@@ -163,17 +178,17 @@ impl<'a, T: Real> Reverse<'a, T> {
         }
         let (v, stride) = task.values(t);
         let (gy, flows) = (&self.gy, &mut self.flows);
-        host::gemm((c, p, c), gy, (p, 1), v, (1, stride), flows, (CHUNK, 1), false);
-        host::gemm((c, c, p), &self.chunk.scores, (1, CHUNK), gy, (p, 1), &mut self.gv, (p, 1), false);
+        tile::product((c, p, c), gy, (p, 1), v, (1, stride), flows, (CHUNK, 1), false);
+        tile::product((c, c, p), &self.chunk.scores, (1, CHUNK), gy, (p, 1), &mut self.gv, (p, 1), false);
         match start {
-            Some(state) => host::gemm((c, p, n), gy, (p, 1), state, (1, p), &mut self.gq, (n, 1), false),
+            Some(state) => tile::product((c, p, n), gy, (p, 1), state, (1, p), &mut self.gq, (n, 1), false),
             None => self.gq.fill(T::ZERO),
         }
         if self.gs_empty {
             self.gk.fill(T::ZERO);
         } else {
             self.chunk.keys_times(c, &self.gs, p, &mut self.gv);
-            host::gemm((c, p, n), v, (stride, 1), &self.gs, (1, p), &mut self.gk, (n, 1), false);
+            tile::product((c, p, n), v, (stride, 1), &self.gs, (1, p), &mut self.gk, (n, 1), false);
         }
         vectorized(
             #[inline(always)]
@@ -186,7 +201,7 @@ impl<'a, T: Real> Reverse<'a, T> {
             decay_rows(&mut self.gs, &self.chunk.total);
         }
         let (queries, gs) = (&self.chunk.queries, &mut self.gs);
-        host::gemm((n, c, p), queries, (1, n), &self.gy, (p, 1), gs, (p, 1), !self.gs_empty);
+        tile::product((n, c, p), queries, (1, n), &self.gy, (p, 1), gs, (p, 1), !self.gs_empty);
         self.gs_empty = false;
     }
 

@@ -1,6 +1,6 @@
 //! The scan on the CPU: chunk by chunk, in matrix products.
 //!
-//! A task owns one head over one sequence. In a chunk of tokens, with `E[i,j] = Π_{j<r≤i} exp g_r`, a vector over n:
+//! A task owns some heads over one sequence, and takes them one after the other in each chunk. In a chunk of tokens, with `E[i,j] = Π_{j<r≤i} exp g_r`, a vector over n:
 //! ```text
 //! A[i,j] = Σ_n q_i k_j E[i,j]               (c, c)   what the chunk's tokens say to each other
 //! Y = (Q ⊙ E[·, start]) S + A V             (c, p)
@@ -15,7 +15,9 @@
 use super::args::Dims;
 use super::views::Views;
 use crate::host::{self, Disjoint};
+use crate::parts;
 use crate::simd::{Real, dot, vectorized};
+use crate::tile;
 
 /// Tokens of a chunk. Work within a chunk grows with it, and products with the state cost the same whatever it is.
 pub(super) const CHUNK: usize = 16;
@@ -28,13 +30,25 @@ pub(super) fn forward<T: Real>(v: &Views<T>, dims: &Dims) -> (Vec<T>, Vec<T>) {
     let mut y = host::zeros(dims.b * dims.l * dims.h * dims.p);
     let mut states = vec![T::ZERO; dims.segments.len() * dims.h * dims.n * dims.p];
     let (ys, all_states) = (Disjoint::new(&mut y), Disjoint::new(&mut states));
-    host::parallel(dims.segments.len() * dims.h, |i| {
-        let task = Task { v, dims, segment: i / dims.h, head: i % dims.h };
-        let (at, len) = task.state_range();
-        // SAFETY: this task alone holds this head of this sequence.
-        let state = unsafe { all_states.slice(at, len) };
-        task.load_state(v.state, state);
-        task.forward(state, &ys);
+    let (sequences, size) = (dims.segments.len(), dims.n * dims.p);
+    let together = parts::heads_together(sequences, dims.h);
+    let groups = dims.h.div_ceil(together);
+    host::parallel(sequences * groups, |i| {
+        let (segment, first) = (i / groups, i % groups * together);
+        let task = |head| Task { v, dims, segment, head };
+        let tasks: Vec<_> = (first..dims.h.min(first + together)).map(task).collect();
+        // SAFETY: this task alone holds these heads of this sequence.
+        let states = unsafe { all_states.slice((segment * dims.h + first) * size, tasks.len() * size) };
+        for (task, state) in tasks.iter().zip(states.chunks_exact_mut(size)) {
+            task.load_state(v.state, state);
+        }
+        let (mut chunk, mut out) = (Chunk::new(dims.n), vec![T::ZERO; CHUNK * dims.p]);
+        for (k, at) in task(first).chunks().enumerate() {
+            let empty = k == 0 && v.state.is_none();
+            for (task, state) in tasks.iter().zip(states.chunks_exact_mut(size)) {
+                task.forward(at, (&mut chunk, &mut out), (state, empty), &ys);
+            }
+        }
     });
     (y, states)
 }
@@ -100,26 +114,27 @@ impl<'a, T: Real> Task<'a, T> {
         (t * self.dims.h + self.head) * width
     }
 
-    fn forward(self, state: &mut [T], out: &Disjoint<T>) {
+    /// One chunk, with its scratch; the state, and whether it is zero still.
+    fn forward(
+        &self,
+        (t, c): (usize, usize),
+        (chunk, y): (&mut Chunk<T>, &mut [T]),
+        (state, empty): (&mut [T], bool),
+        out: &Disjoint<T>,
+    ) {
         let (n, p) = (self.dims.n, self.dims.p);
-        let mut chunk = Chunk::new(n);
-        let mut y = vec![T::ZERO; CHUNK * p];
-        let mut empty = self.v.state.is_none();
-        for (t, c) in self.chunks() {
-            self.prefetch(t + c, out);
-            chunk.find(&self, (t, c));
-            let (v, stride) = self.values(t);
-            if !empty {
-                host::gemm((c, n, p), &chunk.queries, (n, 1), state, (p, 1), &mut y, (p, 1), false);
-            }
-            host::gemm((c, c, p), &chunk.scores, (CHUNK, 1), v, (stride, 1), &mut y, (p, 1), !empty);
-            for (i, y) in y.chunks_exact(p).take(c).enumerate() {
-                // SAFETY: this task alone writes this head of this sequence.
-                unsafe { out.slice(self.at(t + i, p), p) }.copy_from_slice(y);
-            }
-            chunk.advance(&self, (t, c), state, empty);
-            empty = false;
+        self.prefetch(t + c, out);
+        chunk.find(self, (t, c));
+        let (v, stride) = self.values(t);
+        if !empty {
+            tile::product((c, n, p), &chunk.queries, (n, 1), state, (p, 1), y, (p, 1), false);
         }
+        tile::product((c, c, p), &chunk.scores, (CHUNK, 1), v, (stride, 1), y, (p, 1), !empty);
+        for (i, y) in y.chunks_exact(p).take(c).enumerate() {
+            // SAFETY: this task alone writes this head of this sequence.
+            unsafe { out.slice(self.at(t + i, p), p) }.copy_from_slice(y);
+        }
+        chunk.advance(self, (t, c), state, empty);
     }
 
     /// Asks for the rows of the next chunk: the hardware does not foresee steps of a whole row.
@@ -180,7 +195,7 @@ impl<T: Real> Chunk<T> {
         let readers = self.divisible(c);
         if readers > 0 {
             let (n, a, b) = (self.n, &self.queries, &self.divided);
-            host::gemm((c, n, c), a, (n, 1), b, (1, n), &mut self.scores, (CHUNK, 1), false);
+            tile::product((c, n, c), a, (n, 1), b, (1, n), &mut self.scores, (CHUNK, 1), false);
         }
         vectorized(
             #[inline(always)]
@@ -292,12 +307,12 @@ impl<T: Real> Chunk<T> {
             decay_rows(state, &self.total);
         }
         let (v, stride) = task.values(t);
-        host::gemm((n, c, p), &self.keys, (1, n), v, (stride, 1), state, (p, 1), !empty);
+        tile::product((n, c, p), &self.keys, (1, n), v, (stride, 1), state, (p, 1), !empty);
     }
 
     /// `out = K̃ G` (c, p): what the state's gradient `g` (n, p) gives to the values, added to `out`.
     pub(super) fn keys_times(&self, c: usize, g: &[T], p: usize, out: &mut [T]) {
-        host::gemm((c, self.n, p), &self.keys, (self.n, 1), g, (p, 1), out, (p, 1), true);
+        tile::product((c, self.n, p), &self.keys, (self.n, 1), g, (p, 1), out, (p, 1), true);
     }
 }
 

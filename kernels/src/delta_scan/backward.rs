@@ -16,11 +16,13 @@ use candle_core::{Result, Tensor, bail};
 
 use super::Scan;
 use super::args::Dims;
-use super::cpu::{Chunk, Task, add_rows, cut, scale_rows};
+use super::cpu::{Chunk, MAX_CHUNK, Task, add_rows, cut, scale_rows};
 use super::views::{INPUTS, RuleViews, Views, with_views};
 use crate::host::{self, Disjoint, Rows};
+use crate::parts;
 use crate::segments::Segment;
 use crate::simd::{Real, dot, vectorized};
+use crate::tile;
 
 /// Gradients in the order of the inputs.
 pub(super) fn gradients<T: Real>(
@@ -57,15 +59,34 @@ fn all<T: Real>(v: &Views<T>, dims: &Dims, gy: Rows<T>, gstate: Option<&[T]>) ->
     let mut found =
         [heads * n, heads * n, heads * p, decays, plain, plain, beta, state].map(host::zeros::<T>);
     let sinks = found.each_mut().map(|values| Disjoint::new(values));
-    host::parallel(dims.segments.len() * h, |i| Reverse::new(Task::new(v, dims, i), gstate).run(gy, &sinks));
+    let together = parts::heads_together(dims.segments.len(), h);
+    let groups = h.div_ceil(together);
+    host::parallel(dims.segments.len() * groups, |i| {
+        let (segment, first) = (i / groups, i % groups * together);
+        let heads = first..h.min(first + together);
+        let task = |head| Task { v, dims, segment, head };
+        let mut heads: Vec<_> = heads.map(|head| Reverse::new(task(head), gstate)).collect();
+        let Segment { start, len } = dims.segments[segment];
+        for block in (start..start + len).step_by(MAX_CHUNK) {
+            let until = (block + MAX_CHUNK).min(start + len);
+            heads.iter_mut().for_each(|head| head.find_starts(until));
+        }
+        for block in (start..start + len).step_by(MAX_CHUNK).rev() {
+            heads.iter_mut().for_each(|head| head.run(block, gy, &sinks));
+        }
+        heads.iter().for_each(|head| head.finish(&sinks));
+    });
     found
 }
 
-/// The backward pass of one task, and its scratch.
+/// The backward pass of one head, and its scratch.
 struct Reverse<'a, T> {
     chunk: Chunk<'a, T>,
     /// First tokens and lengths.
     chunks: Vec<(usize, usize)>,
+    /// The first token of the next chunk, and the state before it.
+    next: usize,
+    state: Vec<T>,
     /// States before each chunk, (n, p).
     starts: Vec<T>,
     /// U of all tokens, (l, p).
@@ -99,10 +120,15 @@ impl<'a, T: Real> Reverse<'a, T> {
         let mut gradient = zeros(n * p);
         task.load_state(gstate, &mut gradient);
         let chunk = Chunk::new(task);
-        let mut this = Self {
+        let mut state = zeros(n * p);
+        task.load_state(task.v.state, &mut state);
+        let Segment { start: next, len } = task.dims.segments[task.segment];
+        Self {
             chunks: Vec::new(),
+            next,
+            state,
             starts: Vec::new(),
-            solved: zeros(task.dims.segments[task.segment].len * p),
+            solved: zeros(len * p),
             gstate: gradient,
             start: zeros(n * p),
             gend: zeros(n * p),
@@ -115,38 +141,35 @@ impl<'a, T: Real> Reverse<'a, T> {
             gdecays: zeros(chunk.decays.len()),
             sums: zeros(n),
             chunk,
-        };
-        this.find_starts();
-        this
-    }
-
-    /// The forward pass again, for the states before the chunks and U.
-    fn find_starts(&mut self) {
-        let (task, chunk) = (self.chunk.task, &mut self.chunk);
-        let Dims { n, p, .. } = *task.dims;
-        let mut state = vec![T::ZERO; n * p];
-        task.load_state(task.v.state, &mut state);
-        let Segment { start, len } = task.dims.segments[task.segment];
-        let mut done = 0;
-        while done < len {
-            self.starts.extend_from_slice(&state);
-            let q = chunk.load(start + done, len - done);
-            chunk.scores();
-            chunk.read(&mut state);
-            chunk.solve();
-            chunk.advance(&mut state);
-            self.solved[done * p..][..q * p].copy_from_slice(&chunk.values[..q * p]);
-            self.chunks.push((start + done, q));
-            done += q;
         }
     }
 
-    fn run(mut self, gy: Rows<T>, sinks: &Sinks<T>) {
+    /// The forward pass again, for the states before the chunks and U, up to token `until` or a little further.
+    fn find_starts(&mut self, until: usize) {
+        let (task, chunk) = (self.chunk.task, &mut self.chunk);
+        let p = task.dims.p;
+        let Segment { start, len } = task.dims.segments[task.segment];
+        while self.next < until {
+            let t = self.next;
+            self.starts.extend_from_slice(&self.state);
+            let q = chunk.load(t, start + len - t);
+            chunk.scores();
+            chunk.read(&mut self.state);
+            chunk.solve();
+            chunk.advance(&mut self.state);
+            self.solved[(t - start) * p..][..q * p].copy_from_slice(&chunk.values[..q * p]);
+            self.chunks.push((t, q));
+            self.next += q;
+        }
+    }
+
+    /// The chunks that begin at token `from` or later, those after them done.
+    fn run(&mut self, from: usize, gy: Rows<T>, sinks: &Sinks<T>) {
         let task = self.chunk.task;
-        let Dims { h, n, p, .. } = *task.dims;
+        let p = task.dims.p;
         let first = task.dims.segments[task.segment].start;
-        for i in (0..self.chunks.len()).rev() {
-            let (t, q) = self.chunks[i];
+        while let Some((t, q)) = self.chunks.pop_if(|(t, _)| *t >= from) {
+            let i = self.chunks.len();
             self.chunk.load(t, q);
             self.chunk.scores();
             self.chunk.values[..q * p].copy_from_slice(&self.solved[(t - first) * p..][..q * p]);
@@ -157,8 +180,14 @@ impl<'a, T: Real> Reverse<'a, T> {
             self.values();
             self.maps();
             self.states(i);
-            self.finish(sinks);
+            self.store_all(sinks);
         }
+    }
+
+    /// The gradient of the state before the first token, out.
+    fn finish(&self, sinks: &Sinks<T>) {
+        let task = self.chunk.task;
+        let Dims { h, n, p, .. } = *task.dims;
         // SAFETY: this task alone holds this head of this sequence.
         let sink = unsafe { sinks[7].slice((task.segment * h + task.head) * n * p, n * p) };
         sink.copy_from_slice(&self.gstate);
@@ -186,8 +215,8 @@ impl<'a, T: Real> Reverse<'a, T> {
         let (chunk, q, rows) = (&self.chunk, self.chunk.at.1, self.chunk.rows());
         let gvalues = &mut self.gvalues;
         let scores = &chunk.scores[q * rows..];
-        host::gemm((rows, n, p), &chunk.sources, (n, 1), &self.gend, (p, 1), gvalues, (p, 1), false);
-        host::gemm((rows, q, p), scores, (1, rows), &self.greads[q * p..], (p, 1), gvalues, (p, 1), true);
+        tile::product((rows, n, p), &chunk.sources, (n, 1), &self.gend, (p, 1), gvalues, (p, 1), false);
+        tile::product((rows, q, p), scores, (1, rows), &self.greads[q * p..], (p, 1), gvalues, (p, 1), true);
         let (us, vs) = gvalues.split_at_mut(q * p);
         vectorized(
             #[inline(always)]
@@ -200,7 +229,7 @@ impl<'a, T: Real> Reverse<'a, T> {
         );
         self.greads[..q * p].copy_from_slice(us);
         if chunk.plain {
-            host::gemm((q, q, p), &chunk.scores[q..], (1, rows), us, (p, 1), vs, (p, 1), true);
+            tile::product((q, q, p), &chunk.scores[q..], (1, rows), us, (p, 1), vs, (p, 1), true);
         }
     }
 
@@ -209,17 +238,17 @@ impl<'a, T: Real> Reverse<'a, T> {
         let Dims { n, p, .. } = *self.chunk.task.dims;
         let (chunk, q, rows) = (&self.chunk, self.chunk.at.1, self.chunk.rows());
         let (greads, gscores) = (&self.greads, &mut self.gscores);
-        host::gemm((2 * q, p, rows), greads, (p, 1), &chunk.values, (1, p), gscores, (rows, 1), false);
+        tile::product((2 * q, p, rows), greads, (p, 1), &chunk.values, (1, p), gscores, (rows, 1), false);
         for (j, diagonal) in self.diagonals[..rows].iter_mut().enumerate() {
             *diagonal = gscores[(q + j % q) * rows + j];
         }
         cut(gscores, q, rows, 0);
         let greaders = &mut self.greaders;
-        host::gemm((2 * q, p, n), greads, (p, 1), &self.start, (1, p), greaders, (n, 1), false);
-        host::gemm((2 * q, rows, n), gscores, (rows, 1), &chunk.sources, (n, 1), greaders, (n, 1), true);
+        tile::product((2 * q, p, n), greads, (p, 1), &self.start, (1, p), greaders, (n, 1), false);
+        tile::product((2 * q, rows, n), gscores, (rows, 1), &chunk.sources, (n, 1), greaders, (n, 1), true);
         let [inside, after] = &mut self.gsources;
-        host::gemm((rows, 2 * q, n), gscores, (1, rows), &chunk.readers, (n, 1), inside, (n, 1), false);
-        host::gemm((rows, p, n), &chunk.values, (p, 1), &self.gend, (1, p), after, (n, 1), false);
+        tile::product((rows, 2 * q, n), gscores, (1, rows), &chunk.readers, (n, 1), inside, (n, 1), false);
+        tile::product((rows, p, n), &chunk.values, (p, 1), &self.gend, (1, p), after, (n, 1), false);
     }
 
     /// The gradient of the state before chunk `i`, of the first token's a, and of the logarithms of the decays.
@@ -230,7 +259,7 @@ impl<'a, T: Real> Reverse<'a, T> {
         let decayed = chunk.task.log_decay(t).is_some();
         let gstate = &mut self.gstate;
         gstate.copy_from_slice(&self.gend);
-        host::gemm((n, 2 * q, p), &chunk.readers, (1, n), &self.greads, (p, 1), gstate, (p, 1), true);
+        tile::product((n, 2 * q, p), &chunk.readers, (1, n), &self.greads, (p, 1), gstate, (p, 1), true);
         vectorized(
             #[inline(always)]
             || {
@@ -297,7 +326,7 @@ impl<'a, T: Real> Reverse<'a, T> {
     }
 
     /// Gradients of the tokens' own tensors, out.
-    fn finish(&mut self, sinks: &Sinks<T>) {
+    fn store_all(&mut self, sinks: &Sinks<T>) {
         vectorized(
             #[inline(always)]
             || {

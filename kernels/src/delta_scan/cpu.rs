@@ -1,7 +1,8 @@
 //! The scans on the CPU: chunk by chunk, in matrix products.
 //!
-//! A task owns one head over one sequence. Inside a chunk of q tokens let `E_t = Π_{1<s≤t} exp(g_s)`, the decay since the
-//! chunk's first token, and divide it out: with `Ŝ_t = S_t / E_t`, `q̂ = E q`, `b̂ = b / E` and so on the recurrence has no
+//! A task owns some heads over one sequence, and takes them one after the other in each chunk of tokens. Inside a chunk
+//! of q tokens let `E_t = Π_{1<s≤t} exp(g_s)`, the decay since the chunk's first token, and divide it out: with
+//! `Ŝ_t = S_t / E_t`, `q̂ = E q`, `b̂ = b / E` and so on the recurrence has no
 //! decay any more. What each token adds to the state is `b̂_t u_tᵀ + k̂_t v_tᵀ`, where `u_t = â_tᵀ Ŝ_{t-1}` reads what the
 //! tokens before have added, a triangular system (the UT transform; Yang et al. 2024, section 3):
 //! ```text
@@ -18,11 +19,13 @@
 use super::args::Dims;
 use super::views::{RuleViews, Views};
 use crate::host::{self, Disjoint};
+use crate::parts;
 use crate::segments::Segment;
 use crate::simd::{Real, vectorized};
+use crate::tile;
 
 /// Most tokens of a chunk: with more, the products inside the chunk cost more than those with the state save.
-const MAX_CHUNK: usize = 32;
+pub(super) const MAX_CHUNK: usize = 32;
 
 /// The smallest factor that is divided out; its inverse is the largest.
 const SMALLEST: f64 = 4e-18;
@@ -32,28 +35,30 @@ pub(super) fn forward<T: Real>(v: &Views<T>, dims: &Dims) -> (Vec<T>, Vec<T>) {
     let mut y = host::zeros(dims.b * dims.l * dims.h * dims.p);
     let mut states = host::zeros(dims.segments.len() * dims.h * dims.n * dims.p);
     let (ys, all_states) = (Disjoint::new(&mut y), Disjoint::new(&mut states));
-    host::parallel(dims.segments.len() * dims.h, |i| {
-        let task = Task::new(v, dims, i);
-        // SAFETY: this task alone holds this head of this sequence.
-        let state = unsafe { all_states.slice(i * dims.n * dims.p, dims.n * dims.p) };
-        task.load_state(v.state, state);
-        let mut chunk = Chunk::new(task);
-        let Segment { start: mut t, len } = dims.segments[task.segment];
-        let end = t + len;
-        while t < end {
-            let q = chunk.load(t, end - t);
-            chunk.scores();
-            chunk.read(state);
-            chunk.solve();
-            chunk.answer();
-            chunk.advance(state);
-            for (i, y) in chunk.reads[q * dims.p..2 * q * dims.p].chunks_exact(dims.p).enumerate() {
-                let at = |t: usize| (t * dims.h + task.head) * dims.p;
-                ys.prefetch(at(t + q + i), dims.p);
-                // SAFETY: this task alone writes this head of this sequence.
-                unsafe { ys.slice(at(t + i), dims.p) }.copy_from_slice(y);
+    let (sequences, size) = (dims.segments.len(), dims.n * dims.p);
+    let together = parts::heads_together(sequences, dims.h);
+    let groups = dims.h.div_ceil(together);
+    host::parallel(sequences * groups, |i| {
+        let (segment, first) = (i / groups, i % groups * together);
+        let heads = together.min(dims.h - first);
+        let task = |k: usize| Task { v, dims, segment, head: first + k };
+        // SAFETY: this task alone holds these heads of this sequence.
+        let states = unsafe { all_states.slice((segment * dims.h + first) * size, heads * size) };
+        for (k, state) in states.chunks_exact_mut(size).enumerate() {
+            task(k).load_state(v.state, state);
+        }
+        let mut chunk = Chunk::new(task(0));
+        let Segment { start, len } = dims.segments[segment];
+        // Heads whose decays cut their chunks short do not keep step.
+        let mut done = vec![start; heads];
+        for block in (start..start + len).step_by(MAX_CHUNK) {
+            let until = (block + MAX_CHUNK).min(start + len);
+            for (k, state) in states.chunks_exact_mut(size).enumerate() {
+                chunk.task = task(k);
+                while done[k] < until {
+                    done[k] += chunk.forward((done[k], start + len - done[k]), state, &ys);
+                }
             }
-            t += q;
         }
     });
     (y, states)
@@ -69,11 +74,6 @@ pub(super) struct Task<'a, T> {
 }
 
 impl<'a, T: Real> Task<'a, T> {
-    /// Task `i` of sequences times heads.
-    pub(super) fn new(v: &'a Views<'a, T>, dims: &'a Dims, i: usize) -> Self {
-        Self { v, dims, segment: i / dims.h, head: i % dims.h }
-    }
-
     /// This task's state, or zeros.
     pub(super) fn load_state(&self, states: Option<&[T]>, out: &mut [T]) {
         let size = self.dims.n * self.dims.p;
@@ -166,6 +166,24 @@ impl<'a, T: Real> Chunk<'a, T> {
         }
     }
 
+    /// Up to `most` tokens from `t` on, all of it; gives the number of tokens.
+    fn forward(&mut self, (t, most): (usize, usize), state: &mut [T], ys: &Disjoint<T>) -> usize {
+        let (h, p, head) = (self.task.dims.h, self.task.dims.p, self.task.head);
+        let q = self.load(t, most);
+        self.scores();
+        self.read(state);
+        self.solve();
+        self.answer();
+        self.advance(state);
+        for (i, y) in self.reads[q * p..2 * q * p].chunks_exact(p).enumerate() {
+            let at = |t: usize| (t * h + head) * p;
+            ys.prefetch(at(t + q + i), p);
+            // SAFETY: this task alone writes this head of this sequence.
+            unsafe { ys.slice(at(t + i), p) }.copy_from_slice(y);
+        }
+        q
+    }
+
     /// Rows of sources and values.
     pub(super) fn rows(&self) -> usize {
         if self.plain { 2 * self.at.1 } else { self.at.1 }
@@ -203,7 +221,9 @@ impl<'a, T: Real> Chunk<'a, T> {
                 None => row.fill(T::ONE),
                 Some(g) => multiply_exp(row, Some(before), g),
             }
-            if row.iter().any(|&e| !(e >= T::real(SMALLEST) && e <= T::real(1.0 / SMALLEST))) {
+            // Without an early end, in vectors; not a number is not inside either.
+            let inside = |ok: bool, &e: &T| ok & (e >= T::real(SMALLEST)) & (e <= T::real(1.0 / SMALLEST));
+            if !row.iter().fold(true, inside) {
                 return i;
             }
         }
@@ -273,7 +293,16 @@ impl<'a, T: Real> Chunk<'a, T> {
     pub(super) fn scores(&mut self) {
         let (n, q, rows) = (self.task.dims.n, self.at.1, self.rows());
         let scores = &mut self.scores;
-        host::gemm((2 * q, n, rows), &self.readers, (n, 1), &self.sources, (1, n), scores, (rows, 1), false);
+        tile::product(
+            (2 * q, n, rows),
+            &self.readers,
+            (n, 1),
+            &self.sources,
+            (1, n),
+            scores,
+            (rows, 1),
+            false,
+        );
         cut(scores, q, rows, 1);
     }
 
@@ -292,7 +321,7 @@ impl<'a, T: Real> Chunk<'a, T> {
                 scale_rows(state, &self.first, self.task.log_decay(t).is_some());
             },
         );
-        host::gemm((2 * q, n, p), &self.readers, (n, 1), state, (p, 1), &mut self.reads, (p, 1), false);
+        tile::product((2 * q, n, p), &self.readers, (n, 1), state, (p, 1), &mut self.reads, (p, 1), false);
     }
 
     /// U, by forward substitution.
@@ -300,7 +329,7 @@ impl<'a, T: Real> Chunk<'a, T> {
         let (p, (_, q), rows) = (self.task.dims.p, self.at, self.rows());
         let (us, vs) = self.values.split_at_mut(q * p);
         if self.plain {
-            host::gemm((q, q, p), &self.scores[q..], (rows, 1), vs, (p, 1), us, (p, 1), true);
+            tile::product((q, q, p), &self.scores[q..], (rows, 1), vs, (p, 1), us, (p, 1), true);
         }
         vectorized(
             #[inline(always)]
@@ -319,14 +348,14 @@ impl<'a, T: Real> Chunk<'a, T> {
     fn answer(&mut self) {
         let (p, (_, q), rows) = (self.task.dims.p, self.at, self.rows());
         let (scores, y) = (&self.scores[q * rows..], &mut self.reads[q * p..]);
-        host::gemm((q, rows, p), scores, (rows, 1), &self.values, (p, 1), y, (p, 1), true);
+        tile::product((q, rows, p), scores, (rows, 1), &self.values, (p, 1), y, (p, 1), true);
     }
 
     /// The state after the chunk, from the one that [`Chunk::read`] left.
     pub(super) fn advance(&mut self, state: &mut [T]) {
         let Dims { n, p, .. } = *self.task.dims;
         let ((t, q), rows) = (self.at, self.rows());
-        host::gemm((n, rows, p), &self.sources, (1, n), &self.values, (p, 1), state, (p, 1), true);
+        tile::product((n, rows, p), &self.sources, (1, n), &self.values, (p, 1), state, (p, 1), true);
         let decays = &self.decays[(q - 1) * n..][..n];
         vectorized(
             #[inline(always)]

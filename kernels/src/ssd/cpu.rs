@@ -15,6 +15,7 @@ use super::views::{Steps, Views};
 use crate::host::{self, Disjoint};
 use crate::parts::{Part, parts};
 use crate::simd::{Real, vectorized};
+use crate::tile;
 
 /// Most tokens of a chunk: beyond it the products inside the chunk cost more than those with the state save.
 pub(super) const MAX_CHUNK: usize = 64;
@@ -94,7 +95,7 @@ impl<T: Real> Task<'_, T> {
     pub(super) fn scores(&self, (t, q): (usize, usize), out: &mut [T], stride: usize) {
         let n = self.dims.n;
         let (b, c) = self.maps(t);
-        host::gemm((q, n, q), c.0, (c.1, 1), b.0, (1, b.1), out, (stride, 1), false);
+        tile::product((q, n, q), c.0, (c.1, 1), b.0, (1, b.1), out, (stride, 1), false);
     }
 
     /// B and C of this group from token `t` on, each with the distance between its rows.
@@ -112,7 +113,7 @@ impl<T: Real> Task<'_, T> {
             #[inline(always)]
             || scale_heads(state, decays),
         );
-        host::gemm((width, q, n), weighted, (1, width), b.0, (b.1, 1), state, (n, 1), true);
+        tile::product((width, q, n), weighted, (1, width), b.0, (b.1, 1), state, (n, 1), true);
     }
 
     /// One head's inputs weighted for the state after the chunk: `L[last, j] Δ_j x_j`; gives the decay over the chunk.
@@ -214,7 +215,7 @@ impl<'a, T: Real> Forward<'a, T> {
     fn read_state(&mut self, (t, q): (usize, usize), state: &[T]) {
         let (n, width) = (self.task.dims.n, self.task.width());
         let (_, c) = self.task.maps(t);
-        host::gemm((q, n, width), c.0, (c.1, 1), state, (1, n), &mut self.y, (width, 1), false);
+        tile::product((q, n, width), c.0, (c.1, 1), state, (1, n), &mut self.y, (width, 1), false);
     }
 
     /// Head `k`'s mixing matrix and weighted inputs; decays what [`Forward::read_state`] found.
@@ -246,7 +247,7 @@ impl<'a, T: Real> Forward<'a, T> {
         let x = task.v.x.tail(t, (task.part.start + k) * p);
         let stride = task.v.x.stride();
         let y = &mut self.y[k * p..];
-        host::gemm((q, q, p), &self.mixed, (self.chunk, 1), x, (stride, 1), y, (width, 1), !empty);
+        tile::product((q, q, p), &self.mixed, (self.chunk, 1), x, (stride, 1), y, (width, 1), !empty);
     }
 
     /// Skip and gate, and out.

@@ -1,8 +1,8 @@
 //! The part of the backward pass that belongs to one head alone.
 
 use super::Reverse;
-use crate::host;
 use crate::simd::{Real, dot, vectorized};
+use crate::tile;
 
 impl<T: Real> Reverse<'_, T> {
     /// Head `k`'s `S ∘ L Δ`, and its decays from the chunk's start in `rows[3]`.
@@ -31,7 +31,7 @@ impl<T: Real> Reverse<'_, T> {
         let x = task.v.x.tail(t, (task.part.start + k) * p);
         let gy = &self.gy[k * p..];
         let flows = &mut self.flows;
-        host::gemm((q, p, q), gy, (width, 1), x, (1, task.v.x.stride()), flows, (stride, 1), false);
+        tile::product((q, p, q), gy, (width, 1), x, (1, task.v.x.stride()), flows, (stride, 1), false);
         vectorized(
             #[inline(always)]
             || {
@@ -40,7 +40,7 @@ impl<T: Real> Reverse<'_, T> {
             },
         );
         let (gy, gx) = (&self.gy[k * p..], &mut self.gx[k * p..]);
-        host::gemm((q, q, p), &self.mixed, (1, stride), gy, (width, 1), gx, (width, 1), false);
+        tile::product((q, q, p), &self.mixed, (1, stride), gy, (width, 1), gx, (width, 1), false);
         vectorized(
             #[inline(always)]
             || {

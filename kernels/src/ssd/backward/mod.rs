@@ -24,6 +24,7 @@ use super::{OP, Scan};
 use crate::host::{self, Disjoint, Rows};
 use crate::parts;
 use crate::simd::{Real, vectorized};
+use crate::tile;
 
 /// Gradients in the order of the inputs.
 pub(super) fn gradients<T: Real>(
@@ -268,7 +269,7 @@ impl<'a, T: Real> Reverse<'a, T> {
         match start {
             Some(state) => {
                 let out = &mut self.from_state;
-                host::gemm((q, n, width), c.0, (c.1, 1), state, (1, n), out, (width, 1), false);
+                tile::product((q, n, width), c.0, (c.1, 1), state, (1, n), out, (width, 1), false);
             }
             None => self.from_state.fill(T::ZERO),
         }
@@ -276,7 +277,7 @@ impl<'a, T: Real> Reverse<'a, T> {
             self.to_state.fill(T::ZERO);
         } else {
             let out = &mut self.to_state;
-            host::gemm((q, n, width), b.0, (b.1, 1), &self.gh, (1, n), out, (width, 1), false);
+            tile::product((q, n, width), b.0, (b.1, 1), &self.gh, (1, n), out, (width, 1), false);
         }
     }
 
@@ -307,7 +308,7 @@ impl<'a, T: Real> Reverse<'a, T> {
             }
             let x = task.v.x.tail(t, (first + k) * p);
             let (stride, y) = (task.v.x.stride(), &mut self.gx[k * p..]);
-            host::gemm((q, q, p), &self.mixed, (self.chunk, 1), x, (stride, 1), y, (width, 1), true);
+            tile::product((q, q, p), &self.mixed, (self.chunk, 1), x, (stride, 1), y, (width, 1), true);
         }
         let columns = first * p..first * p + width;
         for i in 0..q {
@@ -332,13 +333,13 @@ impl<'a, T: Real> Reverse<'a, T> {
         let (n, width, chunk) = (self.task.dims.n, self.task.width(), self.chunk);
         let (b, c) = self.task.maps(t);
         let [gb, gc] = &mut self.gmaps;
-        host::gemm((q, q, n), &self.gscores, (1, chunk), c.0, (c.1, 1), gb, (n, 1), false);
-        host::gemm((q, q, n), &self.gscores, (chunk, 1), b.0, (b.1, 1), gc, (n, 1), false);
+        tile::product((q, q, n), &self.gscores, (1, chunk), c.0, (c.1, 1), gb, (n, 1), false);
+        tile::product((q, q, n), &self.gscores, (chunk, 1), b.0, (b.1, 1), gc, (n, 1), false);
         if !self.gh_empty {
-            host::gemm((q, width, n), &self.weighted, (width, 1), &self.gh, (n, 1), gb, (n, 1), true);
+            tile::product((q, width, n), &self.weighted, (width, 1), &self.gh, (n, 1), gb, (n, 1), true);
         }
         if let Some(state) = start {
-            host::gemm((q, width, n), &self.gy_decayed, (width, 1), state, (n, 1), gc, (n, 1), true);
+            tile::product((q, width, n), &self.gy_decayed, (width, 1), state, (n, 1), gc, (n, 1), true);
         }
     }
 
@@ -351,7 +352,7 @@ impl<'a, T: Real> Reverse<'a, T> {
             || scale_heads(&mut self.gh, &self.totals),
         );
         let gh = &mut self.gh;
-        host::gemm((width, q, n), &self.gy_decayed, (1, width), c.0, (c.1, 1), gh, (n, 1), true);
+        tile::product((width, q, n), &self.gy_decayed, (1, width), c.0, (c.1, 1), gh, (n, 1), true);
         self.gh_empty = false;
     }
 
