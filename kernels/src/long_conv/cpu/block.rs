@@ -12,16 +12,17 @@ use crate::simd::{Real, vectorized};
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Channels {
     pub(super) first: usize,
-    /// [`LANES`], or fewer in the last block.
+    /// At most [`LANES`].
     pub(super) count: usize,
     /// Of all channels.
     pub(super) d: usize,
 }
 
 impl Channels {
-    pub(super) fn new(block: usize, d: usize) -> Self {
-        let first = block * LANES;
-        Self { first, count: LANES.min(d - first), d }
+    /// Block number `block`, of `width` channels or what is left.
+    pub(super) fn new(block: usize, width: usize, d: usize) -> Self {
+        let first = block * width;
+        Self { first, count: width.min(d - first), d }
     }
 }
 

@@ -1,4 +1,5 @@
-//! The convolution as a product of spectra, one channel after the other.
+//! The convolution as a product of spectra, one channel after the other; outputs by packed transforms, gradients by real
+//! ones (see `plan.rs`).
 //!
 //! A transform of n points wraps around: of lags from `-fore` to `behind` and inputs `0..inputs`, of which the last `len`
 //! have outputs, nothing wraps into an output if `n ≥ len + behind` and `n ≥ inputs + fore`; the gradients need the same.
@@ -6,11 +7,11 @@
 use realfft::num_complex::Complex;
 
 use super::block::{Channels, Space, gather, scatter, sized, stride};
-use super::plan::{Plan, correlate, fast_length, multiply};
+use super::plan::{Plan, correlate, fast_length, reals};
 use super::{FftReal, Filter, LANES, Targets, Views};
 use crate::host::{Disjoint, Rows};
 use crate::long_conv::args::{Dims, Span};
-use crate::simd::Real;
+use crate::simd::{Real, vectorized};
 
 /// Spans that share the filter's spectrum.
 pub(super) struct Group<T> {
@@ -46,11 +47,10 @@ impl<T: FftReal> Group<T> {
         if self.spans.len() > 1 { LANES } else { 1 }
     }
 
-    /// Where the spectrum of this channel of a block is kept.
-    fn slot(&self, channel: usize) -> std::ops::Range<usize> {
-        let bins = self.plan.bins();
-        let start = (channel % self.kept()) * bins;
-        start..start + bins
+    /// Where the spectrum, of so many numbers, of this channel of a block is kept.
+    fn slot(&self, channel: usize, numbers: usize) -> std::ops::Range<usize> {
+        let start = (channel % self.kept()) * numbers;
+        start..start + numbers
     }
 }
 
@@ -72,15 +72,8 @@ impl<T: FftReal> Spectra<'_, '_, T> {
         gather(taps, (stride, 0), self.channels, span.lags(), |j| rows.row(first + j));
     }
 
-    /// The spectrum of the filter of one channel over n.
-    fn transform(
-        &self,
-        channel: usize,
-        taps: &[T],
-        signal: &mut [T],
-        spectrum: &mut [Complex<T>],
-        scratch: &mut [Complex<T>],
-    ) {
+    /// The filter of one channel, times `scale`, around lag 0 of `signal`.
+    fn load(&self, channel: usize, taps: &[T], signal: &mut [T], scale: f64) {
         let Self { dims, v, group, channels } = self;
         let (span, n) = (&group.spans[0], group.plan.n);
         let (fore, lags, first) = (span.fore, span.lags(), dims.ahead - span.fore);
@@ -88,13 +81,17 @@ impl<T: FftReal> Spectra<'_, '_, T> {
             Filter::Channels(k) => &k[(channels.first + channel) * dims.lk + first..][..lags],
             Filter::Taps(_) => &taps[channel * stride(lags)..][..lags],
         };
-        let scale = T::real(1.0 / n as f64);
-        let scaled = |to: &mut [T], from: &[T]| to.iter_mut().zip(from).for_each(|(to, &k)| *to = k * scale);
+        let scale = T::real(scale);
+        let scaled = |to: &mut [T], from: &[T]| {
+            vectorized(
+                #[inline(always)]
+                || to.iter_mut().zip(from).for_each(|(to, &k)| *to = k * scale),
+            );
+        };
         scaled(signal, &taps[fore..]);
         signal[lags - fore..n - fore].fill(T::ZERO);
         scaled(&mut signal[n - fore..], &taps[..fore]);
         signal[0] += v.bias(channels.first + channel) * scale;
-        group.plan.forward(signal, spectrum, scratch);
     }
 }
 
@@ -114,27 +111,28 @@ pub(super) fn forward<T: FftReal>(
     y: &Disjoint<T>,
 ) {
     for group in groups {
-        let (plan, width) = (&group.plan, channels.count);
+        let (plan, width, points) = (&group.plan, channels.count, group.plan.packed());
         let filter = Spectra { dims, v, group, channels };
         filter.prepare(&mut space.taps);
-        let [k, x, ..] = &mut space.spectra;
-        let (k, x) = (sized(k, group.kept() * plan.bins()), sized(x, plan.bins()));
-        let (signal, scratch) = (sized(&mut space.signal, plan.n), sized(&mut space.scratch, plan.scratch()));
+        let [k, x, signal, _] = &mut space.spectra;
+        let (k, x, signal) = (sized(k, group.kept() * points), sized(x, points), sized(signal, points));
+        let scratch = sized(&mut space.scratch, plan.packed_scratch());
         for (i, span) in group.spans.iter().enumerate() {
             let stride = stride(span.inputs());
             let rows = sized(&mut space.inputs, width * stride);
             gather(rows, (stride, 0), channels, span.inputs(), |i| v.input(span, i));
             for c in 0..width {
-                let k = &mut k[group.slot(c)];
+                let k = &mut k[group.slot(c, points)];
                 if i == 0 {
-                    filter.transform(c, &space.taps, signal, k, scratch);
+                    filter.load(c, &space.taps, reals(signal), 1.0 / points as f64);
+                    plan.pack(signal, k, scratch);
                 }
                 let row = &mut rows[c * stride..][..span.inputs()];
-                load(signal, row);
-                plan.forward(signal, x, scratch);
-                multiply(x, k);
-                plan.inverse(x, signal, scratch);
-                row[span.past..].copy_from_slice(&signal[span.past..span.inputs()]);
+                load(reals(signal), row);
+                plan.pack(signal, x, scratch);
+                plan.convolve(x, k);
+                plan.unpack(x, signal, scratch);
+                row[span.past..].copy_from_slice(&reals(signal)[span.past..span.inputs()]);
             }
             scatter(rows, (stride, span.past), channels, span.len, y, span.start);
         }
@@ -166,9 +164,10 @@ pub(super) fn backward<T: FftReal>(
             gather(rows, (stride, 0), channels, span.inputs(), |i| v.input(span, i));
             gather(grads, (grad_stride, 0), channels, span.len, |t| dy.row(span.start + t));
             for c in 0..width {
-                let (k, sum) = (&mut k[group.slot(c)], &mut sum[group.slot(c)]);
+                let (k, sum) = (&mut k[group.slot(c, bins)], &mut sum[group.slot(c, bins)]);
                 if i == 0 {
-                    filter.transform(c, &space.taps, signal, k, scratch);
+                    filter.load(c, &space.taps, signal, 1.0 / plan.n as f64);
+                    plan.forward(signal, k, scratch);
                     sum.fill(Complex::new(T::ZERO, T::ZERO));
                 }
                 let row = &mut rows[c * stride..][..span.inputs()];

@@ -10,7 +10,7 @@ use candle_core::{Layout, Result, Storage, bail};
 pub(super) use plan::FftReal;
 
 use super::args::{ConvMethod, Dims, Span};
-use crate::host::{self, Disjoint, Rows};
+use crate::host::{self, Disjoint, Rows, Unwritten};
 
 /// Channels of a block: a cache line of f32.
 const LANES: usize = 16;
@@ -71,24 +71,24 @@ pub(super) struct Grads<T> {
 /// y, (tokens, d).
 pub(super) fn forward<T: FftReal>(dims: &Dims, v: &Views<T>) -> Vec<T> {
     let d = dims.d;
-    let mut y = host::zeros(dims.b * dims.l * d);
+    let mut y = Unwritten::new(dims.b * dims.l * d);
+    let y_rows = y.places();
     let (few, rest): (Vec<Span>, Vec<Span>) = dims.spans().into_iter().partition(|s| is_few(dims, v, s));
     for span in &few {
-        few::forward(dims, v, span, &mut y[span.start * d..][..span.len * d]);
+        // SAFETY: no task runs, and a span has its own tokens.
+        few::forward(dims, v, span, unsafe { y_rows.slice(span.start * d, span.len * d) });
     }
     let (fft, direct): (Vec<Span>, Vec<Span>) = rest.into_iter().partition(|s| is_fft(dims, s));
     let groups = fft::groups::<T>(&fft);
     let spaces = block::Spaces::default();
-    let y_rows = Disjoint::new(&mut y);
-    let blocks = if groups.is_empty() && direct.is_empty() { 0 } else { d.div_ceil(LANES) };
-    host::parallel(blocks, |i| {
-        let channels = block::Channels::new(i, d);
-        let mut space = spaces.take();
-        direct::forward(dims, v, &direct, channels, &mut space, &y_rows);
-        fft::forward(dims, v, &groups, channels, &mut space, &y_rows);
-        spaces.give(space);
+    each_block(d, LANES, direct.is_empty(), &spaces, |channels, space| {
+        direct::forward(dims, v, &direct, channels, space, &y_rows);
     });
-    y
+    each_block(d, fft_width(d), groups.is_empty(), &spaces, |channels, space| {
+        fft::forward(dims, v, &groups, channels, space, &y_rows);
+    });
+    // SAFETY: every token lies in a span, and each of these has been convolved for all channels.
+    unsafe { y.written() }
 }
 
 /// The gradients from that of y.
@@ -109,16 +109,39 @@ pub(super) fn backward<T: FftReal>(dims: &Dims, v: &Views<T>, dy: &Rows<T>) -> G
         k: Disjoint::new(&mut grads.k),
         history: Disjoint::new(&mut grads.history),
     };
-    host::parallel(d.div_ceil(LANES), |i| {
-        let channels = block::Channels::new(i, d);
-        let mut space = spaces.take();
-        direct::backward(dims, v, dy, &direct, channels, &mut space, &to);
-        fft::backward(dims, v, dy, &groups, channels, &mut space, &to);
-        spaces.give(space);
+    each_block(d, LANES, direct.is_empty(), &spaces, |channels, space| {
+        direct::backward(dims, v, dy, &direct, channels, space, &to);
+    });
+    each_block(d, fft_width(d), groups.is_empty(), &spaces, |channels, space| {
+        fft::backward(dims, v, dy, &groups, channels, space, &to);
     });
     // The bias acts as the tap of lag 0 does.
     grads.bias = grads.k.chunks_exact(dims.lk).map(|k| k[dims.ahead]).collect();
     grads
+}
+
+/// `f` for all blocks of `width` channels, unless there is nothing to do.
+fn each_block<T: FftReal>(
+    d: usize,
+    width: usize,
+    idle: bool,
+    spaces: &block::Spaces<T>,
+    f: impl Fn(block::Channels, &mut block::Space<T>) + Send + Sync,
+) {
+    host::parallel(if idle { 0 } else { d.div_ceil(width) }, |i| {
+        let mut space = spaces.take();
+        f(block::Channels::new(i, width, d), &mut space);
+        spaces.give(space);
+    });
+}
+
+/// Channels of a task of transforms: whole cache lines, unless that leaves threads without work.
+fn fft_width(d: usize) -> usize {
+    let threads = host::threads();
+    // Channels that the busiest thread has.
+    let most = |width: usize| (d.div_ceil(width).div_ceil(threads) * width).min(d);
+    let even = |width: usize| 8 * most(width) * threads <= 9 * d;
+    [LANES, LANES / 2, LANES / 4, LANES / 8].into_iter().find(|&w| even(w)).unwrap_or(1)
 }
 
 /// Where gradients go; each block of channels has its own elements.
