@@ -197,3 +197,33 @@ fn dynamics_have_a_learning_rate_of_their_own() -> Result<()> {
     }
     Ok(())
 }
+
+/// Packed sequences with times of their own between tokens, longer than the pieces they are scanned in, equal separate ones.
+#[test]
+fn long_packed_sequences_with_intervals_are_separate() -> Result<()> {
+    let config = S5Config { d_state: 4, dt: Intervals::Projected, ..Default::default() };
+    let layer = seeded(&config, 3, DType::F64)?;
+    let (lengths, cu) = ([4000, 0, 300, 5000], [0, 4000, 4000, 4300, 9300]);
+    let x = randn(7, &[1, 9300, 3], DType::F64)?;
+    let mut packed = layer.new_state(4)?;
+    // A state to begin with.
+    let first = randn(8, &[4, 5, 3], DType::F64)?;
+    layer.forward(&first, &mut Context::with_state(&mut packed))?;
+    let start = packed.fork()?;
+    let y =
+        layer.forward(&x, &mut Context { state: Some(&mut packed), cu_seqlens: Some(&cu), shared: None })?;
+    for (i, &len) in lengths.iter().enumerate() {
+        let mut own = layer.new_state(1)?;
+        layer.forward(&first.narrow(0, i, 1)?, &mut Context::with_state(&mut own))?;
+        assert_close("start", own.get("ssm")?, &start.get("ssm")?.narrow(0, i, 1)?, 1e-12);
+        if len > 0 {
+            let want = layer.forward(&x.narrow(1, cu[i], len)?, &mut Context::with_state(&mut own))?;
+            assert_close("sequence", &y.narrow(1, cu[i], len)?, &want, 1e-11);
+        }
+        assert_close("state", &packed.get("ssm")?.narrow(0, i, 1)?, own.get("ssm")?, 1e-11);
+    }
+    let plain = layer.forward(&x, &mut Context::packed(&cu))?;
+    let alone = layer.forward(&x.narrow(1, 4300, 5000)?, &mut Context::default())?;
+    assert_close("without a state", &plain.narrow(1, 4300, 5000)?, &alone, 1e-11);
+    Ok(())
+}

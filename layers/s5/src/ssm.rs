@@ -265,6 +265,7 @@ impl Core {
         u: &Tensor,
         intervals: &Tensor,
         initial: Option<&Tensor>,
+        cu_seqlens: Option<&[usize]>,
         discrete: &Discrete,
     ) -> Result<(Tensor, Tensor)> {
         let l = u.dim(1)?;
@@ -272,13 +273,17 @@ impl Core {
         for start in (0..l).step_by(CHUNK) {
             let len = CHUNK.min(l - start);
             let (piece, intervals) = (u.narrow(1, start, len)?, intervals.narrow(1, start, len)?);
-            let (y, last) = self.run_irregular(&piece, &intervals, state.as_ref(), None, discrete)?;
+            // Of packed sequences, what lies within the piece: the others keep their states.
+            let within = |cu: &[usize]| cu.iter().map(|c| c.clamp(&start, &(start + len)) - start).collect();
+            let cu: Option<Vec<usize>> = cu_seqlens.map(within);
+            let (y, last) =
+                self.run_irregular(&piece, &intervals, state.as_ref(), cu.as_deref(), discrete)?;
             outputs.push(y);
             state = Some(last);
         }
         match state {
             Some(state) => Ok((Tensor::cat(&outputs, 1)?, state)),
-            None => self.run_irregular(u, intervals, initial, None, discrete),
+            None => self.run_irregular(u, intervals, initial, cu_seqlens, discrete),
         }
     }
 
@@ -353,11 +358,11 @@ impl Mixer for Core {
                         .into_iter()
                         .flatten()
                         .any(Tensor::track_op);
-                let whole = tracked || l <= CHUNK || ctx.cu_seqlens.is_some() || self.config.bidirectional;
+                let whole = tracked || l <= CHUNK || self.config.bidirectional;
                 let (y, last) = if whole {
                     self.run_irregular(&u, intervals, initial.as_ref(), ctx.cu_seqlens, &discrete)?
                 } else {
-                    self.run_in_chunks(&u, intervals, initial.as_ref(), &discrete)?
+                    self.run_in_chunks(&u, intervals, initial.as_ref(), ctx.cu_seqlens, &discrete)?
                 };
                 (self.add_skip(&y, &u)?, last)
             }
