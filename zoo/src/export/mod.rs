@@ -4,12 +4,11 @@ mod configs;
 mod layout;
 mod shards;
 
-use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::Arc;
 
 use candle_core::{DType, Device, Tensor};
-use semisep_core::{ParameterGroup, Source, VarBuilder};
+use semisep_core::{ParameterGroup, Shapes, Source, VarBuilder};
 use semisep_models::LanguageModel;
 use semisep_models::normal::Architecture;
 use serde_json::{Map, Value};
@@ -19,7 +18,7 @@ pub use shards::{MAX_SHARD_BYTES, parse_size};
 
 use crate::checkpoint::{StoredType, TensorEntry};
 use crate::import::{Fields, Foreign};
-use crate::load::{LoadOptions, Planned, plan};
+use crate::load::{Asked, LoadOptions, Planned, plan};
 use crate::{Error, Result, files};
 
 /// A model to write: its parameters are read one at a time.
@@ -55,8 +54,8 @@ impl Exporter {
             let found = loaded.iter().find(|t| t.name == p.name);
             found.and_then(|t| StoredType::float(t.dtype)).unwrap_or(DType::F32)
         };
-        let parameters =
-            once(&planned.parameters).map(|p| (p.clone(), at_least(dtype.unwrap_or_else(|| stored(p)), p)));
+        let parameters = planned.parameters.iter();
+        let parameters = parameters.map(|p| (p.clone(), at_least(dtype.unwrap_or_else(|| stored(p)), p)));
         Ok(Self {
             architecture: planned.architecture.clone(),
             parameters: parameters.collect(),
@@ -70,8 +69,9 @@ impl Exporter {
     /// # Errors
     /// If the architecture cannot be built.
     pub fn of_seed(architecture: Architecture, seed: u64, dtype: DType) -> Result<Self> {
-        let model = LanguageModel::new(&architecture, &VarBuilder::shapes(dtype))?;
-        let parameters = once(model.parameter_groups()).map(|p| (p.clone(), at_least(dtype, p))).collect();
+        let asked = Arc::new(Asked::new(Arc::new(Shapes)));
+        LanguageModel::new(&architecture, &VarBuilder::new(asked.clone(), dtype, Device::Cpu))?;
+        let parameters = asked.all().into_iter().map(|p| (p.clone(), at_least(dtype, &p))).collect();
         Ok(Self {
             architecture,
             parameters,
@@ -142,12 +142,6 @@ impl Exporter {
         let (parameter, dtype) = &self.parameters[i];
         Ok(self.source.get(parameter, *dtype, &Device::Cpu)?)
     }
-}
-
-/// Shared parameters are asked for once a layer.
-fn once(parameters: &[ParameterGroup]) -> impl Iterator<Item = &ParameterGroup> {
-    let mut seen = BTreeSet::new();
-    parameters.iter().filter(move |p| seen.insert(&p.name))
 }
 
 fn at_least(dtype: DType, p: &ParameterGroup) -> DType {

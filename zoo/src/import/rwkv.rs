@@ -1,7 +1,7 @@
 //! RWKV 4 to 7 in every layout: what the layouts share.
 //!
 //! Widths, heads and ranks come from the tensors: `.pth` files have no configuration, and those beside other layouts are
-//! known to say something else.
+//! known to say something else. Without weights the configuration's word is taken.
 
 mod fla;
 mod hf;
@@ -55,6 +55,20 @@ fn size(folder: &Folder<'_>, tensor: &str, axis: usize) -> usize {
             1
         }
     }
+}
+
+/// As [`size`]; without any weights what the configuration says, or this.
+fn size_or(folder: &Folder<'_>, tensor: &str, axis: usize, (key, default): (&str, usize)) -> usize {
+    if folder.checkpoint.is_empty() {
+        folder.config.size_or(key, default)
+    } else {
+        size(folder, tensor, axis)
+    }
+}
+
+/// As [`width`]; without any weights what the configuration says, or this.
+fn width_or(folder: &Folder<'_>, tensor: &str, (key, default): (&str, usize)) -> usize {
+    if folder.checkpoint.is_empty() { folder.config.size_or(key, default) } else { width(folder, tensor) }
 }
 
 /// The last axis of a tensor.

@@ -43,6 +43,7 @@ fn import(folder: &Folder<'_>) -> Result<Import> {
     }
     let tie_embeddings = config.flag_or("tie_embeddings", false);
     let stored = folder.checkpoint.get("backbone.unembed.weight").is_some();
+    let stored = stored || folder.checkpoint.is_empty() && !tie_embeddings;
     if !stored && !tie_embeddings {
         notes.push("backbone.unembed.weight is not there: the head is the embedding".into());
     }

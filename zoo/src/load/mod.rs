@@ -1,5 +1,6 @@
 //! From a folder to a model: configuration, a plan that accounts for every tensor, then the weights, read once.
 
+mod asked;
 mod recipes;
 mod report;
 mod weights;
@@ -7,6 +8,7 @@ mod weights;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+pub(crate) use asked::Asked;
 use candle_core::{DType, Device};
 use recipes::Tensors;
 pub use report::{LoadedTensor, Mismatch, Report};
@@ -72,7 +74,7 @@ pub struct Planned {
     pub architecture: Architecture,
     /// What would be read.
     pub report: Report,
-    /// Every parameter of the model, in the order in which it asks for them.
+    /// Every parameter and stored constant of the model, in the order in which it asks for them.
     pub parameters: Vec<ParameterGroup>,
     tensors: Arc<Tensors>,
 }
@@ -95,7 +97,8 @@ pub fn plan(folder: &Path, options: &LoadOptions) -> Result<Planned> {
     let import = import::import(folder, &checkpoint)?;
     let tensors = Arc::new(Tensors::new(checkpoint, &import.names)?);
     let plan = Arc::new(Plan::new(tensors.clone()));
-    let vb = VarBuilder::new(plan.clone(), options.dtype, Device::Cpu).quantised(options.quant);
+    let asked = Arc::new(Asked::new(plan.clone()));
+    let vb = VarBuilder::new(asked.clone(), options.dtype, Device::Cpu).quantised(options.quant);
     let built = LanguageModel::new(&import.architecture, &vb);
     let report = Report { notes: import.notes, ..plan.report() };
     if let Some(refusal) = report.refusal(options.allow_missing, options.allow_unexpected) {
@@ -104,9 +107,9 @@ pub fn plan(folder: &Path, options: &LoadOptions) -> Result<Planned> {
              --allow-unexpected load regardless",
         ));
     }
-    let built = built.map_err(|e| Error::at(folder, e))?;
+    built.map_err(|e| Error::at(folder, e))?;
     Ok(Planned {
-        parameters: built.parameter_groups().to_vec(),
+        parameters: asked.all(),
         folder: folder.into(),
         family: import.family,
         architecture: import.architecture,

@@ -126,8 +126,9 @@ fn rwkv7(folder: &Folder<'_>) -> Result<Import> {
         None => (common.d_model / config.size_or("num_heads", common.d_model.div_ceil(64))).max(1),
     };
     // Ranks of null are worked out by fla, in ways that have changed: the tensors know.
-    let rank = |layer: usize, name: &str| {
-        Some(size(folder, &format!("model.layers.{layer}.attn.{name}.lora.0.weight"), 0))
+    let rank = |layer: usize, name: &str, key: &str| match folder.checkpoint.is_empty() {
+        true => config.size_from(key, 1),
+        false => Some(size(folder, &format!("model.layers.{layer}.attn.{name}.lora.0.weight"), 0)),
     };
     let values = config.get("value_dim");
     let dim_value = |layer: usize| {
@@ -143,8 +144,12 @@ fn rwkv7(folder: &Folder<'_>) -> Result<Import> {
             width => width.flatten().map(|n| n as usize),
         }
     };
-    let ranks = [rank(0, "w_lora"), rank(0, "a_lora"), rank(0, "g_lora")];
-    let d_mv_lora = if common.n_layer > 1 { rank(1, "v_lora") } else { None };
+    let ranks = [
+        rank(0, "w_lora", "decay_low_rank_dim"),
+        rank(0, "a_lora", "a_low_rank_dim"),
+        rank(0, "g_lora", "gate_low_rank_dim"),
+    ];
+    let d_mv_lora = if common.n_layer > 1 { rank(1, "v_lora", "v_low_rank_dim") } else { None };
     let layers = (0..common.n_layer).map(|i| {
         let mixer = Rwkv7Config {
             head_size,

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use semisep_core::MixerConfig;
 use semisep_rwkv::{Rwkv4Config, Rwkv5Config, Rwkv6Config, RwkvChannelMixConfig};
 
-use super::{architecture, block, model, size, width};
+use super::{architecture, block, model, size_or, width_or};
 use crate::Result;
 use crate::import::{Fields, Folder, Import, Importer, MAX_LAYERS, Names, is_type};
 
@@ -33,6 +33,7 @@ pub(in crate::import) const RWKV6_HF: Importer = Importer {
 };
 
 const EMBEDDING: &str = "rwkv.embeddings.weight";
+const FFN_KEY: &str = "rwkv.blocks.0.feed_forward.key.weight";
 
 fn import(folder: &Folder<'_>, family: &'static str, version: usize) -> Result<Import> {
     let config = &folder.config;
@@ -42,12 +43,15 @@ fn import(folder: &Folder<'_>, family: &'static str, version: usize) -> Result<I
     let mut model = model(d_model, vocab_size, config.number("layer_norm_epsilon").unwrap_or(1e-5));
     // Files hold the weights unscaled: transformers divides them when it starts to infer.
     model.rescale_every = config.size_from("rescale_every", 0).unwrap_or(6);
-    model.tie_embeddings = folder.checkpoint.get("head.weight").is_none();
+    model.tie_embeddings = match folder.checkpoint.is_empty() {
+        true => config.flag_or("tie_word_embeddings", false),
+        false => folder.checkpoint.get("head.weight").is_none(),
+    };
     let channel = RwkvChannelMixConfig {
-        dim_ffn: Some(size(folder, "rwkv.blocks.0.feed_forward.key.weight", 0)),
+        dim_ffn: Some(size_or(folder, FFN_KEY, 0, ("intermediate_size", 4 * d_model))),
         ..RwkvChannelMixConfig::new(version)
     };
-    let time = time_mix(folder, config, version);
+    let time = time_mix(folder, config, version, d_model);
     let layers = (0..n_layer).map(|_| block(&format!("rwkv{version}"), time.clone(), &channel)).collect();
     Ok(Import {
         family,
@@ -57,25 +61,23 @@ fn import(folder: &Folder<'_>, family: &'static str, version: usize) -> Result<I
     })
 }
 
-fn time_mix(folder: &Folder<'_>, config: &Fields, version: usize) -> Arc<dyn MixerConfig> {
+fn time_mix(folder: &Folder<'_>, config: &Fields, version: usize, d_model: usize) -> Arc<dyn MixerConfig> {
     let att = |name: &str| format!("rwkv.blocks.0.attention.{name}");
-    let dim_att = Some(size(folder, &att("key.weight"), 0));
+    let dim_att = Some(size_or(folder, &att("key.weight"), 0, ("attention_hidden_size", d_model)));
+    let head_size = || width_or(folder, &att("time_faaaa"), ("head_size", 64));
+    // The ranks of the remote code, which no configuration names.
+    let (mix, decay) = if d_model == 4096 { (64, 128) } else { (32, 64) };
     // The norm of heads reads its input divided by this: the same as a larger eps.
     let divisor = config.number("head_size_divisor").unwrap_or(8.0);
     let norm_eps = 1e-5 * divisor * divisor;
     match version {
         4 => Arc::new(Rwkv4Config { dim_att, ..Rwkv4Config::default() }),
-        5 => Arc::new(Rwkv5Config {
-            head_size: width(folder, &att("time_faaaa")),
-            dim_att,
-            norm_eps,
-            ..Rwkv5Config::default()
-        }),
+        5 => Arc::new(Rwkv5Config { head_size: head_size(), dim_att, norm_eps, ..Rwkv5Config::default() }),
         _ => Arc::new(Rwkv6Config {
-            head_size: width(folder, &att("time_faaaa")),
+            head_size: head_size(),
             dim_att,
-            d_mix_lora: size(folder, &att("time_maa_w2"), 1),
-            d_decay_lora: width(folder, &att("time_decay_w1")),
+            d_mix_lora: size_or(folder, &att("time_maa_w2"), 1, ("time_mix_extra_dim", mix)),
+            d_decay_lora: width_or(folder, &att("time_decay_w1"), ("time_decay_extra_dim", decay)),
             norm_eps,
             ..Rwkv6Config::default()
         }),
