@@ -34,7 +34,14 @@ fn logits_of_the_references() {
 
 /// Models whose logits move by more than the tolerance of bf16 when their weights are rounded to it, whatever computes
 /// with them.
-const ROUNDING_ALONE: [&str; 2] = ["gated_deltanet-fla", "retnet-torchscale"];
+const ROUNDING_ALONE: [&str; 6] = [
+    "gated_deltanet-fla",
+    "granitemoehybrid",
+    "jamba-dense",
+    "jamba-moe",
+    "nemotron_h-moe",
+    "retnet-torchscale",
+];
 
 /// The nearest bf16, little-endian: the upper half of the f32, ties to even.
 fn bf16(value: f32) -> [u8; 2] {
@@ -61,7 +68,7 @@ fn bf16_adds_nothing_to_the_rounding_of_the_weights() {
         let open = |dtype| load(dir.path(), &LoadOptions { dtype, ..LoadOptions::default() }).unwrap().model;
         let (exact, rounded) = (open(DType::F64), open(DType::BF16));
         let forms = expected.compare(&exact, tolerance(DType::BF16, expected.f64_tolerance())).unwrap();
-        assert!(forms.iter().all(|form| !form.ok), "{name} may be held to bf16's tolerance: {forms:?}");
+        assert!(!forms.iter().all(|form| form.ok), "{name} may be held to bf16's tolerance: {forms:?}");
 
         let ids = Tensor::arange(0u32, 74, &Device::Cpu).unwrap().reshape((2, 37)).unwrap();
         let logits = |model: &LanguageModel| model.forward(&ids, None).unwrap().to_dtype(DType::F64).unwrap();

@@ -1,7 +1,7 @@
 //! The channel mixer: two linear maps around an activation, gated or plain.
 //!
 //! ```text
-//! gated:  [v | g] = fc1 x      y = fc2 (v ⊙ act(g))       (Shazeer 2020)
+//! gated:  [v | g] = fc1 x      y = fc2 (v ⊙ act(m g))     (Shazeer 2020); m = gate_multiplier, 1 but in Falcon-H1
 //! plain:  y = fc2 act(fc1 x)
 //! ```
 //! Names and the order [value, gate] in fc1 as in mamba_ssm's `GatedMLP`; unfused, `up_proj` (value), `gate_proj` and
@@ -36,6 +36,9 @@ pub struct MlpConfig {
     /// The activation.
     #[serde(default)]
     pub activation: Activation,
+    /// Factor on the gate before the activation (Falcon-H1's `mlp_multipliers[0]`).
+    #[serde(default = "unit", skip_serializing_if = "is_unit")]
+    pub gate_multiplier: f64,
     /// Biases on both maps.
     #[serde(default)]
     pub bias: bool,
@@ -52,6 +55,14 @@ fn yes() -> bool {
     true
 }
 
+fn unit() -> f64 {
+    1.0
+}
+
+fn is_unit(factor: &f64) -> bool {
+    *factor == 1.0
+}
+
 impl Default for MlpConfig {
     fn default() -> Self {
         Self {
@@ -60,6 +71,7 @@ impl Default for MlpConfig {
             gated: true,
             fused: true,
             activation: Activation::Silu,
+            gate_multiplier: unit(),
             bias: false,
             adapter_rank: None,
         }
@@ -88,6 +100,13 @@ impl MixerConfig for MlpConfig {
             let issue =
                 Issue::new("adapter_rank", "`adapter_rank` beside `fused = false`: expected one of them");
             issues.push(issue.help("the adapter is one of value and gate together"));
+        }
+        let factor = self.gate_multiplier;
+        if !factor.is_finite() {
+            issues.push(Issue::new("gate_multiplier", format!("expected a number, found {factor}")));
+        } else if factor != 1.0 && !self.gated {
+            let issue = Issue::new("gate_multiplier", "`gate_multiplier` without a gate");
+            issues.push(issue.help("set gated = true, or leave it out"));
         }
         issues
     }
@@ -149,15 +168,20 @@ impl Mlp {
             h = (h + up.forward(&down.forward(x)?)?)?;
         }
         let h = if let Some(gate) = &self.gate {
-            gated_activation(&h, &gate.forward(x)?, self.config.activation.into())?
+            gated_activation(&h, &self.scaled(gate.forward(x)?)?, self.config.activation.into())?
         } else if self.config.gated {
             let value = h.narrow(D::Minus1, 0, self.hidden)?;
             let gate = h.narrow(D::Minus1, self.hidden, self.hidden)?;
-            gated_activation(&value, &gate, self.config.activation.into())?
+            gated_activation(&value, &self.scaled(gate)?, self.config.activation.into())?
         } else {
             activation(&h, self.config.activation.into())?
         };
         self.fc2.forward(&h)
+    }
+
+    fn scaled(&self, gate: Tensor) -> Result<Tensor> {
+        let factor = self.config.gate_multiplier;
+        if factor == 1.0 { Ok(gate) } else { gate * factor }
     }
 }
 

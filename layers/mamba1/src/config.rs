@@ -109,6 +109,9 @@ impl MixerConfig for Mamba1Config {
         .into_iter()
         .flatten()
         .collect();
+        if let Some(norms) = self.norms.as_ref().filter(|n| !(n.eps >= 0.0 && n.eps.is_finite())) {
+            issues.push(Issue::new("norms", format!("expected eps >= 0, found {}", norms.eps)));
+        }
         let key = if self.d_inner.is_some() { "d_inner" } else { "expand" };
         if issues.is_empty() {
             issues.extend(in_range(key, self.d_inner(d_model), 1));

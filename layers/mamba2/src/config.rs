@@ -31,12 +31,21 @@ pub struct Mamba2Config {
     pub chunk_size: usize,
     /// Biases on in_proj and out_proj.
     pub bias: bool,
+    /// Bias on out_proj, where it is not that of in_proj.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub out_bias: Option<bool>,
     /// Bias of the convolution.
     pub conv_bias: bool,
     /// The gated norm before out_proj; without it the output is only gated.
     pub rmsnorm: bool,
     /// `norm(y) · silu(z)` instead of `norm(y · silu(z))`.
     pub norm_before_gate: bool,
+    /// Groups of features that the gated norm takes by themselves. Default: ngroups.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub norm_groups: Option<usize>,
+    /// Factors on what in_proj gives of z, x, B, C and dt (Falcon-H1).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ssm_multipliers: Option<[f64; 5]>,
     /// Added under the root of the gated norm.
     pub norm_eps: f64,
     /// One skip weight a feature instead of one a head.
@@ -66,9 +75,12 @@ impl Default for Mamba2Config {
             ngroups: 1,
             chunk_size: 256,
             bias: false,
+            out_bias: None,
             conv_bias: true,
             rmsnorm: true,
             norm_before_gate: false,
+            norm_groups: None,
+            ssm_multipliers: None,
             norm_eps: 1e-5,
             d_has_hdim: false,
             dt_limit: None,
@@ -95,6 +107,11 @@ impl Mamba2Config {
         self.d_ssm(d_model) / self.headdim.max(1)
     }
 
+    /// Features that the gated norm takes by themselves.
+    pub fn norm_group(&self, d_model: usize) -> usize {
+        self.d_ssm(d_model) / self.norm_groups.unwrap_or(self.ngroups).max(1)
+    }
+
     /// Bounds of dt, (0, ∞) where there are none.
     pub fn dt_limit(&self) -> (f64, f64) {
         self.dt_limit.map_or((0.0, f64::INFINITY), |(lo, hi)| (lo, hi.unwrap_or(f64::INFINITY)))
@@ -118,6 +135,9 @@ impl Mamba2Config {
         let (lo, hi) = self.a_init_range;
         if !(lo > 0.0 && lo <= hi && hi.is_finite()) {
             issues.push(Issue::new("A_init_range", format!("expected 0 < low <= high, found {lo} and {hi}")));
+        }
+        if let Some(factor) = self.ssm_multipliers.iter().flatten().find(|f| !f.is_finite()) {
+            issues.push(Issue::new("ssm_multipliers", format!("expected five numbers, found {factor}")));
         }
         if !(self.norm_eps >= 0.0 && self.norm_eps.is_finite()) {
             issues.push(Issue::new("norm_eps", format!("expected a number >= 0, found {}", self.norm_eps)));
@@ -159,6 +179,8 @@ impl MixerConfig for Mamba2Config {
         if issues.is_empty() {
             issues.extend(divides("ngroups", self.ngroups, "the number of heads", self.n_heads(d_model)));
             issues.extend(in_range("d_state", self.d_state.saturating_mul(self.ngroups), 1));
+            let groups = self.norm_groups.unwrap_or(self.ngroups);
+            issues.extend(divides("norm_groups", groups, "the SSM width", d_ssm));
         }
         issues
     }

@@ -14,8 +14,10 @@
 //! | input map | `in_proj.weight` | (2 d_inner + 2 g n + h, d) |
 //! | conv over x, B, C | `conv1d.weight`, `conv1d.bias` | (d_ssm + 2 g n, 1, k), oldest tap first |
 //! | A, D, dt | `A_log`, `D`, `dt_bias` | (h), f32; D (h p) with `D_has_hdim` |
-//! | gated norm | `norm.weight` | (d_ssm), over groups of d_ssm / g |
+//! | gated norm | `norm.weight` | (d_ssm), over groups of d_ssm / g, or of d_ssm / `norm_groups` |
 //! | output map | `out_proj.weight` | (d, d_inner) |
+//!
+//! With `ssm_multipliers` (Falcon-H1) z, x, B, C and dt are what in_proj gives times a factor each.
 //!
 //! `z0`, `x0` (d_inner - d_ssm wide) exist only where d_ssm < d_inner: a gated MLP beside the SSM. Names, orders and
 //! defaults as in state-spaces/mamba `mamba2.py`; `dt_limit` holds in single steps too, which mamba_ssm forgets.
@@ -43,7 +45,8 @@ pub struct Mamba2 {
     d_inner: usize,
     d_ssm: usize,
     in_proj: Linear,
-    conv_weight: Tensor, // (d_ssm + 2 g n, k)
+    multipliers: Option<Tensor>, // in_proj's rows
+    conv_weight: Tensor,         // (d_ssm + 2 g n, k)
     conv_bias: Option<Tensor>,
     a_log: Tensor, // (h)
     a: Option<Tensor>,
@@ -84,11 +87,14 @@ impl Mamba2 {
             vb.get_f32(h, "D", Init::ONES)?
         };
         let norm = |vb: VarBuilder| {
-            GatedRmsNorm::new(d_ssm, d_ssm / config.ngroups, config.norm_eps, config.norm_before_gate, &vb)
+            let group = config.norm_group(d_model);
+            GatedRmsNorm::new(d_ssm, group, config.norm_eps, config.norm_before_gate, &vb)
         };
+        let out_bias = config.out_bias.unwrap_or(config.bias);
         Ok(Self {
             norm: config.rmsnorm.then(|| norm(vb.pp("norm"))).transpose()?,
-            out_proj: Linear::new(d_inner, d_model, config.bias, &vb.pp("out_proj"))?,
+            out_proj: Linear::new(d_inner, d_model, out_bias, &vb.pp("out_proj"))?,
+            multipliers: multipliers(config, d_model, vb)?,
             groups: vb.groups(),
             dtype: vb.dtype(),
             device: vb.device().clone(),
@@ -116,6 +122,10 @@ impl Mamba2 {
 
     fn project(&self, u: &Tensor) -> Result<Projection> {
         let all = self.in_proj.forward(u)?;
+        let all = match &self.multipliers {
+            Some(factors) => all.broadcast_mul(factors)?,
+            None => all,
+        };
         let (mlp, gn) = (self.d_inner - self.d_ssm, self.config.ngroups * self.config.d_state);
         let part = |start, len| all.narrow(D::Minus1, start, len);
         let (z, xbc) = (2 * mlp, 2 * mlp + self.d_ssm);
@@ -267,6 +277,16 @@ impl Mixer for Mamba2 {
     fn matrix(&self, u: &Tensor) -> Result<Option<Mixing>> {
         matrix::mixing(self, u).map(Some)
     }
+}
+
+/// The factors on in_proj's rows, in the activations' dtype.
+fn multipliers(config: &Mamba2Config, d_model: usize, vb: &VarBuilder) -> Result<Option<Tensor>> {
+    let Some([z, x, b, c, dt]) = config.ssm_multipliers else { return Ok(None) };
+    let (d_ssm, gn) = (config.d_ssm(d_model), config.ngroups * config.d_state);
+    let mlp = config.d_inner(d_model) - d_ssm;
+    let parts = [(1.0, 2 * mlp), (z, d_ssm), (x, d_ssm), (b, gn), (c, gn), (dt, config.n_heads(d_model))];
+    let rows: Vec<f64> = parts.iter().flat_map(|&(factor, n)| std::iter::repeat_n(factor, n)).collect();
+    Tensor::new(rows, &Device::Cpu)?.to_dtype(vb.activation_dtype())?.to_device(vb.device()).map(Some)
 }
 
 /// A = -exp(A_log): negative, so that the state decays.

@@ -21,6 +21,16 @@ pub(crate) fn cases() -> Vec<Case> {
     add("mamba2 groups", Box::new(Mamba2Config { ngroups: 2, d_has_hdim: true, ..mamba2.clone() }));
     add("mamba2 norm first", Box::new(Mamba2Config { norm_before_gate: true, bias: true, ..mamba2.clone() }));
     add("mamba2 d_ssm", Box::new(Mamba2Config { d_ssm: Some(24), rmsnorm: false, ..mamba2.clone() }));
+    add(
+        "mamba2 multipliers",
+        Box::new(Mamba2Config {
+            ngroups: 2,
+            norm_groups: Some(1),
+            out_bias: Some(true),
+            ssm_multipliers: Some([0.4, 1.5, 0.7, 1.2, 0.8]),
+            ..mamba2.clone()
+        }),
+    );
     add("mamba2 limit", Box::new(Mamba2Config { dt_limit: Some((0.01, Some(0.2))), d_conv: 2, ..mamba2 }));
     cases
 }

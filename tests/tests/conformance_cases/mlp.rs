@@ -13,5 +13,6 @@ pub(crate) fn cases() -> Vec<Case> {
     let adapter = MlpConfig { adapter_rank: Some(3), activation: Activation::Gelu, ..Default::default() };
     add("mlp adapter", Box::new(adapter));
     add("linear", Box::new(LinearMapConfig { bias: true }));
+    add("mlp scaled", Box::new(MlpConfig { gate_multiplier: 0.6, ..Default::default() }));
     cases
 }

@@ -108,6 +108,19 @@ impl Fields {
         (pair != (0.0, None)).then_some(pair)
     }
 
+    /// So many finite numbers, if they are there.
+    pub fn numbers<const N: usize>(&self, key: &str) -> Option<[f64; N]> {
+        let value = self.get(key)?;
+        let numbers = value.as_array().filter(|items| items.len() == N).and_then(|items| {
+            let mut numbers = [0.0; N];
+            for (number, item) in numbers.iter_mut().zip(items) {
+                *number = json::number(item).filter(|n| n.is_finite())?;
+            }
+            Some(numbers)
+        });
+        Some(numbers.unwrap_or_else(|| self.wrong(key, &format!("a list of {N} numbers"), value, [1.0; N])))
+    }
+
     /// A truth value, if it is there.
     pub fn flag(&self, key: &str) -> Option<bool> {
         let value = self.get(key)?;

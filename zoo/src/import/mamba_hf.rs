@@ -1,12 +1,13 @@
-//! transformers' `MambaForCausalLM` and `Mamba2ForCausalLM`.
+//! transformers' `MambaForCausalLM`, `Mamba2ForCausalLM` and `FalconMambaForCausalLM`.
 //!
-//! `intermediate_size`, `norm_before_gate`, `rms_norm` and what the conversion left behind of the original configuration
+//! FalconMamba norms step sizes, B and C, without weights; its published configuration has an `expand` that is not that of
+//! its tensors. In the others `intermediate_size`, `norm_before_gate`, `rms_norm` and what the conversion left behind of the original configuration
 //! have no effect there, and none here.
 
 use std::sync::Arc;
 
 use semisep_core::{MixerConfig, NormConfig, NormKind};
-use semisep_mamba1::Mamba1Config;
+use semisep_mamba1::{Mamba1Config, ParameterNorms};
 use semisep_mamba2::Mamba2Config;
 use semisep_models::normal::{Architecture, ModelConfig};
 
@@ -17,14 +18,24 @@ use crate::Result;
 pub(super) const MAMBA: Importer = Importer {
     family: "mamba",
     detects: |config| is_type(config, "mamba", "MambaForCausalLM"),
-    import: |folder| import(folder, MAMBA.family, true, mamba1(folder)),
+    import: |folder| import(folder, MAMBA.family, true, Arc::new(mamba1(folder)), None),
+};
+
+/// `model_type` "falcon_mamba".
+pub(super) const FALCON_MAMBA: Importer = Importer {
+    family: "falcon_mamba",
+    detects: |config| is_type(config, "falcon_mamba", "FalconMambaForCausalLM"),
+    import: |folder| {
+        let (mixer, note) = falcon(folder);
+        import(folder, FALCON_MAMBA.family, true, Arc::new(mixer), note)
+    },
 };
 
 /// `model_type` "mamba2".
 pub(super) const MAMBA2: Importer = Importer {
     family: "mamba2",
     detects: |config| is_type(config, "mamba2", "Mamba2ForCausalLM"),
-    import: |folder| import(folder, MAMBA2.family, false, mamba2(folder)),
+    import: |folder| import(folder, MAMBA2.family, false, mamba2(folder), None),
 };
 
 const EMBEDDING: &str = "backbone.embeddings.weight";
@@ -34,6 +45,7 @@ fn import(
     family: &'static str,
     tied_by_default: bool,
     mixer: Arc<dyn MixerConfig>,
+    note: Option<String>,
 ) -> Result<Import> {
     let config = &folder.config;
     let (d_model, n_layer) = (config.size("hidden_size"), config.size_up_to("num_hidden_layers", MAX_LAYERS));
@@ -43,7 +55,7 @@ fn import(
     if config.ok() {
         config.issues(mixer.check(d_model));
     }
-    let (tie_embeddings, note) = folder.tied(config.flag("tie_word_embeddings"), tied_by_default, EMBEDDING);
+    let (tie_embeddings, head) = folder.tied(config.flag("tie_word_embeddings"), tied_by_default, EMBEDDING);
     let model = ModelConfig {
         d_model,
         vocab_size: config.size("vocab_size"),
@@ -60,7 +72,7 @@ fn import(
         family,
         architecture: Architecture { name: folder.name(), model, layers: layers.collect() },
         names: if tie_embeddings { names.tie("lm_head.weight", "backbone.embedding.weight") } else { names },
-        notes: note.into_iter().collect(),
+        notes: note.into_iter().chain(head).collect(),
     })
 }
 
@@ -68,10 +80,10 @@ fn eps(config: &Fields) -> f64 {
     config.number("layer_norm_epsilon").unwrap_or(1e-5)
 }
 
-fn mamba1(folder: &Folder<'_>) -> Arc<dyn MixerConfig> {
+fn mamba1(folder: &Folder<'_>) -> Mamba1Config {
     let config = &folder.config;
     let auto = config.get("time_step_rank").is_some_and(|rank| rank.as_str() == Some("auto"));
-    Arc::new(Mamba1Config {
+    Mamba1Config {
         d_state: config.size_or("state_size", 16),
         d_conv: config.size_or("conv_kernel", 4),
         expand: config.size_or("expand", 2),
@@ -79,7 +91,24 @@ fn mamba1(folder: &Folder<'_>) -> Arc<dyn MixerConfig> {
         bias: config.flag_or("use_bias", false),
         conv_bias: config.flag_or("use_conv_bias", true),
         ..Mamba1Config::default()
-    })
+    }
+}
+
+/// With the inner width of the tensors, else of `intermediate_size`, and a note where `expand` says otherwise.
+fn falcon(folder: &Folder<'_>) -> (Mamba1Config, Option<String>) {
+    let config = &folder.config;
+    let eps = config.number("mixer_rms_eps").unwrap_or(1e-6);
+    let mixer = Mamba1Config { norms: Some(ParameterNorms { eps, weighted: false }), ..mamba1(folder) };
+    let stored = folder.checkpoint.get("backbone.layers.0.mixer.D").and_then(|d| d.shape.first().copied());
+    let width = stored.or_else(|| config.size_from("intermediate_size", 1));
+    let said = mixer.d_inner(config.size_or("hidden_size", 1));
+    match width.filter(|&width| width != said && config.ok()) {
+        None => (mixer, None),
+        Some(width) => {
+            let note = format!("expand = {} asks for {said} inner features, there are {width}", mixer.expand);
+            (Mamba1Config { expand: 2, d_inner: Some(width), ..mixer }, Some(note))
+        }
+    }
 }
 
 fn mamba2(folder: &Folder<'_>) -> Arc<dyn MixerConfig> {

@@ -2,18 +2,25 @@
 //!
 //! An importer is data about a family, not model code. A new one is a function of this shape and a line in [`IMPORTERS`].
 
+mod activation;
 mod backward;
+mod bamba;
 mod blueprint;
 mod deltanet_fla;
+mod falcon_h1;
 mod fields;
 mod fla;
 mod gla_fla;
+mod granite_hybrid;
 mod hgrn2_fla;
+mod hybrid;
 mod hyenadna;
+mod jamba;
 mod json;
 mod layout;
 mod mamba_hf;
 mod names;
+mod nemotron_h;
 mod recurrent_gemma;
 mod retnet_fla;
 mod retnet_torchscale;
@@ -84,14 +91,20 @@ pub struct Bare {
 
 /// Every family, most specific first.
 pub static IMPORTERS: &[Importer] = &[
+    bamba::BAMBA,
     deltanet_fla::DELTANET,
     deltanet_fla::GATED,
+    falcon_h1::FALCON_H1,
     gla_fla::GLA,
+    granite_hybrid::GRANITE,
     hgrn2_fla::HGRN2,
     hyenadna::HF,
     hyenadna::ORIGINAL,
+    jamba::JAMBA,
+    mamba_hf::FALCON_MAMBA,
     mamba_hf::MAMBA,
     mamba_hf::MAMBA2,
+    nemotron_h::NEMOTRON_H,
     recurrent_gemma::RECURRENT_GEMMA,
     retnet_fla::RETNET,
     retnet_torchscale::RETNET,

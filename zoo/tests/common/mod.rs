@@ -14,12 +14,18 @@ use zip::{CompressionMethod, ZipWriter};
 
 /// Every golden model.
 pub const GOLDEN: &[&str] = &[
+    "bamba",
     "delta_net-fla",
+    "falcon_h1",
+    "falcon_mamba",
     "gated_deltanet-fla",
     "gla-fla",
+    "granitemoehybrid",
     "hgrn2-fla",
     "hyenadna",
     "hyenadna-hf",
+    "jamba-dense",
+    "jamba-moe",
     "mamba-hf",
     "mamba-orig",
     "mamba2-hf",
@@ -27,6 +33,8 @@ pub const GOLDEN: &[&str] = &[
     "mamba2-orig-groups",
     "mamba2attn-mlp-orig",
     "mamba2attn-orig",
+    "nemotron_h",
+    "nemotron_h-moe",
     "recurrent_gemma",
     "retnet-fla",
     "retnet-torchscale",
