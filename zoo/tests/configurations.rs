@@ -30,6 +30,8 @@ fn every_family_without_weights() {
         let checked = semisep(&["check", dir]);
         assert_eq!(checked.status.code(), Some(0), "{name}: {}", stderr(&checked));
         assert!(stdout(&checked).contains(&format!("good ({name}, ")), "{}", stdout(&checked));
+        let out = folder.path().join("out");
+        let out = out.to_str().unwrap();
         for command in
             [&["verify", dir][..], &["generate", dir, "--prompt", "a"], &["export", dir, "--out", out]]
         {

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use candle_core::{DType, Device, Result as CandleResult, Tensor};
-use semisep_core::{ParameterGroup, Source};
+use semisep_core::{BlockFormat, Matrix, ParameterGroup, Source};
 
 /// Hands requests on, and keeps each, once: parameters, and the constants that are stored beside them.
 pub(crate) struct Asked {
@@ -23,15 +23,30 @@ impl Asked {
     }
 }
 
+impl Asked {
+    fn note(&self, p: &ParameterGroup) {
+        let (list, names) = &mut *self.all.lock().unwrap_or_else(PoisonError::into_inner);
+        if names.insert(p.name.clone()) {
+            list.push(p.clone());
+        }
+    }
+}
+
 impl Source for Asked {
     fn get(&self, p: &ParameterGroup, dtype: DType, device: &Device) -> CandleResult<Tensor> {
-        {
-            let (list, names) = &mut *self.all.lock().unwrap_or_else(PoisonError::into_inner);
-            if names.insert(p.name.clone()) {
-                list.push(p.clone());
-            }
-        }
+        self.note(p);
         self.source.get(p, dtype, device)
+    }
+
+    fn matrix(
+        &self,
+        p: &ParameterGroup,
+        dtype: DType,
+        format: Option<BlockFormat>,
+        device: &Device,
+    ) -> CandleResult<Matrix> {
+        self.note(p);
+        self.source.matrix(p, dtype, format, device)
     }
 
     fn contains(&self, path: &str) -> bool {
