@@ -1,8 +1,11 @@
 //! Text to tokens and back: `tokenizer.json`, or bytes.
 
+use std::fmt;
+use std::panic::AssertUnwindSafe;
 use std::path::Path;
 
 use semisep_models::normal::ModelConfig;
+use serde::de::IgnoredAny;
 
 use crate::files::read_text;
 use crate::import::Fields;
@@ -25,9 +28,10 @@ impl Tokenizer {
         let path = folder.join("tokenizer.json");
         if path.exists() {
             let text = read_text(&path)?;
-            let tokenizer =
-                text.parse().map_err(|e| Error::at(&path, format!("expected a tokenizer: {e}")))?;
-            return Ok(Self::Trained(Box::new(tokenizer)));
+            let damaged = |e: &dyn fmt::Display| Error::at(&path, format!("expected a tokenizer: {e}"));
+            let _: IgnoredAny = serde_json::from_str(&text).map_err(|e| damaged(&e))?;
+            let parsed = guarded(|| text.parse().map_err(|e: tokenizers::Error| damaged(&e)));
+            return Ok(Self::Trained(Box::new(parsed.map_err(|e| e.in_file(&path))?)));
         }
         if model.vocab_size < 256 {
             let message = format!(
@@ -58,8 +62,7 @@ impl Tokenizer {
     fn encode_with(&self, text: &str, special: bool) -> Result<Vec<u32>> {
         match self {
             Self::Trained(tokenizer) => {
-                let encoding =
-                    tokenizer.encode(text, special).map_err(|e| Error::new(format!("tokenizer: {e}")))?;
+                let encoding = guarded(|| tokenizer.encode(text, special).map_err(failed))?;
                 Ok(encoding.get_ids().to_vec())
             }
             Self::Bytes => Ok(text.bytes().map(u32::from).collect()),
@@ -72,15 +75,26 @@ impl Tokenizer {
     /// If the tokenizer fails.
     pub fn decode(&self, tokens: &[u32]) -> Result<String> {
         match self {
-            Self::Trained(tokenizer) => {
-                tokenizer.decode(tokens, true).map_err(|e| Error::new(format!("tokenizer: {e}")))
-            }
+            Self::Trained(tokenizer) => guarded(|| tokenizer.decode(tokens, true).map_err(failed)),
             Self::Bytes => {
                 let bytes: Vec<u8> = tokens.iter().filter_map(|&t| u8::try_from(t).ok()).collect();
                 Ok(String::from_utf8_lossy(&bytes).into_owned())
             }
         }
     }
+}
+
+fn failed(error: tokenizers::Error) -> Error {
+    Error::new(format!("tokenizer: {error}"))
+}
+
+/// The tokenizers library panics on some damaged files: an error like any other to us.
+fn guarded<T>(work: impl FnOnce() -> Result<T>) -> Result<T> {
+    let panicked = |_| {
+        Err(Error::new("expected a tokenizer, found one that the tokenizers library cannot work with")
+            .hint("copy tokenizer.json again from where the weights come from"))
+    };
+    std::panic::catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(panicked)
 }
 
 /// Turns tokens into text as they come, never half a character.
