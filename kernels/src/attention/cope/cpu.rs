@@ -109,6 +109,14 @@ pub(super) fn forward<T: Real>(sizes: &Sizes, [q, k, v, e]: [&[T]; 4]) -> Vec<T>
     out
 }
 
+/// `s_t = q · k_t`, the keys `step` apart.
+#[inline(always)]
+fn products<T: Real>(q: &[T], k: &[T], step: usize, scores: &mut [T]) {
+    for (t, score) in scores.iter_mut().enumerate() {
+        *score = dot(q, &k[t * step..][..q.len()]);
+    }
+}
+
 /// `o = Σ_t w_t v_t`, the values `step` apart.
 #[inline(always)]
 fn gather<T: Real>(weights: &[T], v: &[T], step: usize, o: &mut [T]) {
@@ -150,7 +158,7 @@ impl<T: Real> Rows<T> {
                 let q = &q[i * h * p..][..p];
                 vectorized(
                     #[inline(always)]
-                    || scores.iter_mut().enumerate().for_each(|(t, s)| *s = dot(q, &k[t * step..][..p])),
+                    || products(q, k, step, scores),
                 );
             }
         } else {
