@@ -145,6 +145,17 @@ fn configurations() {
         ("mamba-orig", "vocab_size"),
         ("mamba2-hf", "hidden_size"),
         ("mamba-hf", "num_hidden_layers"),
+        ("gpt_neox", "intermediate_size"),
+        ("lfm2", "vocab_size"),
+        ("lfm2_moe", "num_attention_heads"),
+        ("llama", "hidden_size"),
+        ("mistral", "num_attention_heads"),
+        ("olmo2", "num_hidden_layers"),
+        ("olmo_hybrid", "intermediate_size"),
+        ("qwen2", "vocab_size"),
+        ("qwen3", "num_hidden_layers"),
+        ("qwen3_moe", "hidden_size"),
+        ("qwen3_next", "vocab_size"),
     ];
     for (model, key) in keys {
         let dir = copy(model);

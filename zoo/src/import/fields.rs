@@ -171,11 +171,17 @@ impl Fields {
         }
     }
 
+    /// Keys that nobody has read.
+    pub fn unread(&self) -> Vec<&str> {
+        let read = self.read.borrow();
+        self.object.keys().filter(|key| !read.contains(*key)).map(String::as_str).collect()
+    }
+
     /// Records a problem for each key that nobody has read.
     pub fn refuse_others(&self) {
         let read = self.read.borrow();
         let known: Vec<&str> = read.iter().map(String::as_str).collect();
-        for key in self.object.keys().filter(|key| !read.contains(*key)) {
+        for key in self.unread() {
             self.problem(key, format!("unknown key; known are {}", known.join(", ")));
         }
     }

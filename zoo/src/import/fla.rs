@@ -5,6 +5,7 @@ use std::sync::Arc;
 use semisep_core::{Activation, MixerConfig, MlpConfig, NormConfig, NormKind};
 use semisep_models::normal::{Architecture, ModelConfig};
 
+use super::activation::activation;
 use super::{Fields, Folder, Import, MAX_LAYERS, Names, layer, residual};
 use crate::Result;
 
@@ -68,20 +69,6 @@ fn names() -> Names {
 /// Added under the roots of all norms.
 pub(super) fn norm_eps(config: &Fields) -> f64 {
     config.number("norm_eps").unwrap_or(1e-6)
-}
-
-/// The activation of this name.
-pub(super) fn activation(config: &Fields, key: &str, default: Activation) -> Activation {
-    match config.text(key) {
-        None => default,
-        Some("swish" | "silu") => Activation::Silu,
-        Some("gelu") => Activation::Gelu,
-        Some("relu") => Activation::Relu,
-        Some(other) => {
-            config.problem(key, format!("expected \"swish\", \"gelu\" or \"relu\", found {other:?}"));
-            default
-        }
-    }
 }
 
 /// `intermediate_size`, or two thirds of `hidden_ratio` times the width, rounded up to a multiple of 256.

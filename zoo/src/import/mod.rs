@@ -6,11 +6,13 @@ mod activation;
 mod backward;
 mod bamba;
 mod blueprint;
+mod decoder;
 mod deltanet_fla;
 mod falcon_h1;
 mod fields;
 mod fla;
 mod gla_fla;
+mod gpt_neox;
 mod granite_hybrid;
 mod hgrn2_fla;
 mod hybrid;
@@ -18,9 +20,13 @@ mod hyenadna;
 mod jamba;
 mod json;
 mod layout;
+mod lfm2;
+mod llama;
 mod mamba_hf;
 mod names;
 mod nemotron_h;
+mod olmo;
+mod qwen_moe;
 mod recurrent_gemma;
 mod retnet_fla;
 mod retnet_torchscale;
@@ -96,15 +102,26 @@ pub static IMPORTERS: &[Importer] = &[
     deltanet_fla::GATED,
     falcon_h1::FALCON_H1,
     gla_fla::GLA,
+    gpt_neox::GPT_NEOX,
     granite_hybrid::GRANITE,
     hgrn2_fla::HGRN2,
     hyenadna::HF,
     hyenadna::ORIGINAL,
     jamba::JAMBA,
+    lfm2::LFM2,
+    lfm2::LFM2_MOE,
+    llama::LLAMA,
+    llama::MISTRAL,
+    llama::QWEN2,
+    llama::QWEN3,
     mamba_hf::FALCON_MAMBA,
     mamba_hf::MAMBA,
     mamba_hf::MAMBA2,
     nemotron_h::NEMOTRON_H,
+    olmo::OLMO2,
+    olmo::OLMO_HYBRID,
+    qwen_moe::QWEN3_MOE,
+    qwen_moe::QWEN3_NEXT,
     recurrent_gemma::RECURRENT_GEMMA,
     retnet_fla::RETNET,
     retnet_torchscale::RETNET,
@@ -194,16 +211,27 @@ impl Folder<'_> {
     /// Whether the head is the embedding, given what the configuration says (`None`: nothing) and the family's default,
     /// and a note if the tensors say otherwise.
     fn tied(&self, said: Option<bool>, default: bool, embedding: &str) -> (bool, Option<String>) {
-        let stored = |name| self.checkpoint.get(name);
-        match (stored("lm_head.weight"), stored(embedding)) {
+        self.tied_to(said, default, "lm_head.weight", embedding)
+    }
+
+    /// As [`Folder::tied`], with the head stored under this name.
+    fn tied_to(
+        &self,
+        said: Option<bool>,
+        default: bool,
+        head: &str,
+        embedding: &str,
+    ) -> (bool, Option<String>) {
+        match (self.checkpoint.get(head), self.checkpoint.get(embedding)) {
             // Without any weights the configuration's word counts.
             (None, _) => (said.unwrap_or(default || !self.checkpoint.is_empty()), None),
-            (Some(head), Some(embedding))
-                if said.unwrap_or(default) && !self.checkpoint.same(head, embedding) =>
+            (Some(stored), Some(embedding))
+                if said.unwrap_or(default) && !self.checkpoint.same(stored, embedding) =>
             {
-                let note = "lm_head.weight differs from the embedding: loaded as a head of its own, though the \
-                            configuration ties them";
-                (false, Some(note.into()))
+                let note = format!(
+                    "{head} differs from the embedding: loaded as a head of its own, though the configuration ties them"
+                );
+                (false, Some(note))
             }
             _ => (said.unwrap_or(default), None),
         }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use semisep_core::Activation;
 use semisep_retnet::RetNetConfig;
 
+use super::activation::activation;
 use super::{Folder, Importer, fla, is_type};
 
 /// `model_type` "retnet".
@@ -33,12 +34,12 @@ fn mixer(folder: &Folder<'_>) -> RetNetConfig {
         feature_map: config
             .text("feature_map")
             .is_some()
-            .then(|| fla::activation(config, "feature_map", Activation::Silu)),
+            .then(|| activation(config, "feature_map", Activation::Silu)),
         use_short_conv: config.flag_or("use_short_conv", false),
         conv_size: config.size_or("conv_size", default.conv_size),
         conv_bias: config.flag_or("conv_bias", false),
         use_output_gate: config.flag_or("use_output_gate", true),
-        gate_fn: fla::activation(config, "hidden_act", Activation::Silu),
+        gate_fn: activation(config, "hidden_act", Activation::Silu),
         elementwise_affine: config.flag_or("elementwise_affine", true),
         norm_eps: fla::norm_eps(config),
         ..default

@@ -6,7 +6,8 @@ use semisep_core::{Activation, MixerConfig, MlpConfig, NormConfig, NormKind};
 use semisep_models::normal::{Architecture, ModelConfig};
 use semisep_retnet::{RetNetConfig, Rotation};
 
-use super::{Fields, Folder, Import, Importer, MAX_LAYERS, Names, fla, layer, residual};
+use super::activation::activation;
+use super::{Fields, Folder, Import, Importer, MAX_LAYERS, Names, layer, residual};
 use crate::Result;
 
 /// Told by `decoder_retention_heads`.
@@ -29,7 +30,7 @@ fn import(folder: &Folder<'_>) -> Result<Import> {
     let mlp: Arc<dyn MixerConfig> = Arc::new(MlpConfig {
         d_intermediate: Some(config.size("decoder_ffn_embed_dim")),
         fused: false,
-        activation: fla::activation(config, "activation_fn", Activation::Gelu),
+        activation: activation(config, "activation_fn", Activation::Gelu),
         ..MlpConfig::default()
     });
     if config.ok() {
