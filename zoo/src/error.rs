@@ -36,6 +36,12 @@ impl Error {
         self.hint.as_deref()
     }
 
+    /// Names what is to blame if no file is, such as an environment variable.
+    pub fn prefixed(mut self, name: &str) -> Self {
+        self.message = format!("{name}: {}", self.message);
+        self
+    }
+
     /// Names the file to blame, unless one is named already.
     pub fn in_file(mut self, path: &Path) -> Self {
         self.place.get_or_insert_with(|| path.display().to_string());

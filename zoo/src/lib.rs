@@ -7,12 +7,14 @@ mod error;
 pub mod eval;
 pub mod export;
 pub mod files;
+pub mod hub;
 pub mod import;
 pub mod inspect;
 pub mod load;
 pub mod state_file;
 pub mod text;
 pub mod tokenizer;
+pub mod units;
 pub mod verify;
 
 pub use error::{Error, Result};

@@ -1,23 +1,23 @@
-//! The argument that names an architecture: a shipped blueprint, a file or a checkpoint folder.
+//! The argument that names an architecture: a shipped blueprint, a file, a checkpoint folder or a model of the Hub.
 
 use std::path::Path;
 
 use semisep_models::normal::Architecture;
 use semisep_models::{Blueprint, Registry, blueprints};
 
-use super::say;
+use super::{model, say};
 use crate::load;
 use crate::{Error, Result, files};
 
-/// The architecture of a shipped blueprint's name, a blueprint's file or a checkpoint's folder, with or without its weights.
-/// Warnings go to standard error; no weight is read.
+/// The architecture of a shipped blueprint's name, a blueprint's file, a checkpoint's folder with or without its weights, or
+/// a model of the Hub, of which the configuration is downloaded. Warnings go to standard error; no weight is read.
 pub(super) fn open(name: &str) -> Result<Architecture> {
     let path = Path::new(name);
     if let Some(source) = blueprints::source(name) {
         return parse(name, source);
     }
-    if path.is_dir() {
-        let (architecture, notes) = load::describe(path)?;
+    if let Some(folder) = model::configuration(path)? {
+        let (architecture, notes) = load::describe(&folder)?;
         notes.iter().for_each(|note| say(&format!("note: {note}")));
         return Ok(architecture);
     }

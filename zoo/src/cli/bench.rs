@@ -7,7 +7,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use semisep_models::blueprints;
 
 use super::model::{Dtype, QuantArg};
-use super::{Outcome, architecture, print};
+use super::{Outcome, architecture, model, print};
 use crate::bench::{BenchOptions, BenchReport, Machine, Subject, measure, table};
 use crate::load::{LoadOptions, load};
 use crate::{Error, Result, files};
@@ -17,12 +17,12 @@ const MAX_LENGTH: usize = 1 << 24;
 
 /// Compare architectures: prefill and decode speed over lengths, state and key-value bytes, peak memory
 ///
-/// Each subject is a shipped blueprint by its name, a blueprint file, or a checkpoint folder; without any, four small
-/// architectures of equal size are compared. Blueprints get random weights.
+/// Each subject is a shipped blueprint by its name, a blueprint file, a checkpoint folder or a model of the Hub; without
+/// any, four small architectures of equal size are compared. Blueprints get random weights.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
-    /// Shipped blueprint, blueprint file, or checkpoint folder
-    #[arg(value_name = "NAME|FILE|DIR")]
+    /// Shipped blueprint, blueprint file, checkpoint folder, or model of the Hugging Face Hub
+    #[arg(value_name = "NAME|FILE|DIR|OWNER/NAME")]
     subjects: Vec<String>,
     /// Context lengths, tokens
     #[arg(long, value_delimiter = ',', default_value = "128,512,2048,8192", value_parser = length)]
@@ -64,8 +64,13 @@ impl Args {
             false => self.subjects.iter().map(String::as_str).collect(),
         };
         // Every mistake in a blueprint comes before the first measurement.
-        for word in words.iter().filter(|w| !Path::new(w).is_dir()) {
-            architecture::open(word)?;
+        let mut folders = Vec::with_capacity(words.len());
+        for word in &words {
+            let folder = model::folder(Path::new(word))?;
+            if folder.is_none() {
+                architecture::open(word)?;
+            }
+            folders.push(folder);
         }
         let options = BenchOptions {
             lengths: self.lengths.clone(),
@@ -77,8 +82,8 @@ impl Args {
         bar.set_message("measuring the machine");
         let machine = Machine::measure();
         let mut models = Vec::with_capacity(words.len());
-        for name in words {
-            let subject = self.subject(name)?;
+        for (name, folder) in words.into_iter().zip(&folders) {
+            let subject = self.subject(name, folder.as_deref())?;
             let mut tick = |what: &str| {
                 bar.set_message(what.to_string());
                 bar.inc(1);
@@ -96,14 +101,14 @@ impl Args {
         Ok(Outcome::Good)
     }
 
-    fn subject(&self, name: &str) -> Result<Subject> {
+    fn subject(&self, name: &str, folder: Option<&Path>) -> Result<Subject> {
         let (dtype, quant) = (self.dtype.into(), self.quant.quant);
-        let folder = Path::new(name);
-        let (architecture, model) = if folder.is_dir() {
-            let loaded = load(folder, &LoadOptions { dtype, quant, ..LoadOptions::default() })?;
-            (loaded.architecture, Some(loaded.model))
-        } else {
-            (architecture::open(name)?, None)
+        let (architecture, model) = match folder {
+            Some(folder) => {
+                let loaded = load(folder, &LoadOptions { dtype, quant, ..LoadOptions::default() })?;
+                (loaded.architecture, Some(loaded.model))
+            }
+            None => (architecture::open(name)?, None),
         };
         Ok(Subject { name: name.into(), architecture, model, dtype, quant })
     }

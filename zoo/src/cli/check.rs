@@ -1,6 +1,6 @@
 //! `semisep check`
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use candle_core::DType;
 use semisep_models::blueprint::Diagnostics;
@@ -8,18 +8,18 @@ use semisep_models::normal::Architecture;
 use semisep_models::{Blueprint, Registry, describe};
 use serde::Serialize;
 
-use super::describe::grouped;
-use super::{Outcome, architecture, print};
-use crate::{Error, Result};
+use super::{Outcome, architecture, model, print};
+use crate::units::grouped;
+use crate::{Error, Result, load};
 
 /// Find all errors of blueprints and checkpoints' configurations, without building anything
 ///
-/// Prints every error with its place, what was expected and what was found, and exits with 1 if there is any. Of a folder,
-/// its configuration is checked, and its weights, if they are there, against it.
+/// Prints every error with its place, what was expected and what was found, and exits with 1 if there is any. Of a folder
+/// or a model of the Hub, its configuration is checked, and its weights, if they are there, against it.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
-    /// Blueprints, checkpoint folders
-    #[arg(value_name = "FILE|DIR", required = true)]
+    /// Blueprints, checkpoint folders, models of the Hugging Face Hub
+    #[arg(value_name = "FILE|DIR|OWNER/NAME", required = true)]
     files: Vec<PathBuf>,
     /// Print one JSON array, an object a file
     #[arg(long)]
@@ -54,9 +54,10 @@ impl Args {
     }
 }
 
-fn check(file: &std::path::Path, registry: &Registry) -> Result<Checked> {
-    if file.is_dir() {
-        return folder(file);
+fn check(file: &Path, registry: &Registry) -> Result<Checked> {
+    // What cannot be downloaded is not wrong in itself.
+    if let Some(path) = model::configuration(file)? {
+        return folder(file, &path);
     }
     let source = architecture::source(file)?;
     match Blueprint::parse(&source, &file.display().to_string(), registry) {
@@ -71,11 +72,12 @@ fn check(file: &std::path::Path, registry: &Registry) -> Result<Checked> {
 }
 
 /// A checkpoint's folder: what is wrong with it is one error.
-fn folder(path: &std::path::Path) -> Result<Checked> {
-    let name = path.display().to_string();
-    let found = Diagnostics::none(&name);
-    Ok(match architecture::open(&name) {
-        Ok(architecture) => Checked { valid: true, found, error: None, summary: summary(&architecture)? },
+fn folder(word: &Path, path: &Path) -> Result<Checked> {
+    let found = Diagnostics::none(&word.display().to_string());
+    Ok(match load::describe(path) {
+        Ok((architecture, _)) => {
+            Checked { valid: true, found, error: None, summary: summary(&architecture)? }
+        }
         Err(e) => Checked { valid: false, found, error: Some(e.to_string()), summary: String::new() },
     })
 }

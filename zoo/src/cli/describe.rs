@@ -5,6 +5,7 @@ use semisep_models::{Description, LayerRow, WeightRow, Weights, describe};
 
 use super::model::{Dtype, QuantArg};
 use super::{Outcome, architecture, print};
+use crate::units::{bytes, flops, grouped};
 use crate::{Error, Result};
 
 /// Show what an architecture is before any weight exists
@@ -13,8 +14,8 @@ use crate::{Error, Result};
 /// experts, FLOPs of a token at the given length, bytes of recurrent state, bytes of keys and values; then the totals.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
-    /// Shipped blueprint, blueprint file or checkpoint folder
-    #[arg(value_name = "NAME|FILE|DIR")]
+    /// Shipped blueprint, blueprint file, checkpoint folder, or model of the Hugging Face Hub, which is downloaded
+    #[arg(value_name = "NAME|FILE|DIR|OWNER/NAME")]
     model: String,
     /// Tokens of each sequence
     #[arg(long, value_name = "N", default_value_t = 2048)]
@@ -113,48 +114,4 @@ fn alike(a: &LayerRow, b: &LayerRow) -> bool {
 
 fn right(text: String) -> Cell {
     Cell::new(text).set_alignment(CellAlignment::Right)
-}
-
-/// `2,697,590,880`
-pub(super) fn grouped(n: u64) -> String {
-    let digits = n.to_string();
-    let groups: Vec<&[u8]> = digits.as_bytes().rchunks(3).rev().collect();
-    groups.into_iter().map(String::from_utf8_lossy).collect::<Vec<_>>().join(",")
-}
-
-fn flops(n: u64) -> String {
-    scaled(n, "")
-}
-
-fn bytes(n: u64) -> String {
-    scaled(n, "B")
-}
-
-/// Three digits and a decimal prefix.
-fn scaled(n: u64, unit: &str) -> String {
-    if n == 0 {
-        return "-".into();
-    }
-    let prefixes = ["", "k", "M", "G", "T", "P", "E"];
-    // 999.5 and above round up to the next prefix.
-    let power = (0..prefixes.len() - 1).find(|p| (n as f64) < 999.5 * 1e3_f64.powi(*p as i32)).unwrap_or(6);
-    let value = n as f64 / 1e3_f64.powi(power as i32);
-    let decimals = if power == 0 || value >= 99.95 { 0 } else { 1 };
-    format!("{value:.decimals$} {}{unit}", prefixes[power]).trim_end().into()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn figures_read_well() {
-        assert_eq!([0, 7, 1000, 2_697_590_880].map(grouped), ["0", "7", "1,000", "2,697,590,880"]);
-        let figures = [0, 512, 999, 1000, 92_160, 999_999, 188_743_680, u64::MAX];
-        assert_eq!(
-            figures.map(bytes),
-            ["-", "512 B", "999 B", "1.0 kB", "92.2 kB", "1.0 MB", "189 MB", "18.4 EB"]
-        );
-        assert_eq!(flops(80_433_120), "80.4 M");
-    }
 }

@@ -142,7 +142,7 @@ impl Run {
 }
 
 fn open(model: &ModelArgs) -> Result<(Loaded, Tokenizer)> {
-    let loaded = model.load()?;
+    let loaded = model.load(&model.folder()?)?;
     let tokenizer = Tokenizer::open(&loaded.folder, &loaded.architecture.model)?;
     Ok((loaded, tokenizer))
 }

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use candle_core::DType;
 
 use super::model::Dtype;
-use super::{Outcome, architecture, say};
+use super::{Outcome, architecture, model, say};
 use crate::export::{Exporter, Layout, MAX_SHARD_BYTES, parse_size};
 use crate::load::{LoadOptions, Planned, plan};
 use crate::{Error, Result};
@@ -16,8 +16,8 @@ use crate::{Error, Result};
 /// weights. The folder that is written loads like any other, bit for bit the same.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
-    /// Checkpoint folder, shipped blueprint or blueprint file
-    #[arg(value_name = "DIR|NAME|FILE")]
+    /// Checkpoint folder, shipped blueprint, blueprint file, or model of the Hugging Face Hub
+    #[arg(value_name = "DIR|NAME|FILE|OWNER/NAME")]
     model: String,
     /// Folder to write; it must not exist, or be empty
     #[arg(long, short, value_name = "DIR")]
@@ -40,8 +40,8 @@ pub(super) struct Args {
 impl Args {
     pub(super) fn run(&self) -> Result<Outcome> {
         let dtype = self.dtype.map(DType::from);
-        let folder = Path::new(&self.model);
-        let planned = folder.is_dir().then(|| plan(folder, &LoadOptions::default())).transpose()?;
+        let folder = model::folder(Path::new(&self.model))?;
+        let planned = folder.map(|folder| plan(&folder, &LoadOptions::default())).transpose()?;
         let exporter = match &planned {
             Some(planned) => Exporter::of_checkpoint(planned, dtype)?,
             None => {

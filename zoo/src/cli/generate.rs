@@ -90,8 +90,9 @@ impl Args {
             // Before the work, not after it.
             return Err(Error::at(folder, "--save-state: expected a folder to write to, found none"));
         }
-        options.stop_tokens = stop_tokens(&self.model.folder)?;
-        let loaded = self.model.load()?;
+        let folder = self.model.folder()?;
+        options.stop_tokens = stop_tokens(&folder)?;
+        let loaded = self.model.load(&folder)?;
         let tokenizer = Tokenizer::open(&loaded.folder, &loaded.architecture.model)?;
         let (mut session, prompts) = self.session(&loaded, &tokenizer, prompts)?;
         let live = prompts.len() == 1 && !self.json;

@@ -5,16 +5,15 @@ use std::path::PathBuf;
 use candle_core::DType;
 use semisep_models::describe;
 
-use super::describe::grouped;
 use super::{Outcome, architecture, print, say};
-use crate::Result;
-use crate::files;
+use crate::units::grouped;
+use crate::{Result, files};
 
 /// Write the blueprint of a checkpoint: the same architecture in TOML, whatever its configuration's dialect
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
-    /// Checkpoint folder, or anything else that names an architecture
-    #[arg(value_name = "DIR")]
+    /// Checkpoint folder, model of the Hugging Face Hub, or anything else that names an architecture
+    #[arg(value_name = "DIR|OWNER/NAME")]
     model: String,
     /// Where to write it [default: standard output]
     #[arg(long, short, value_name = "FILE.toml")]

@@ -10,7 +10,7 @@ use semisep_models::normal::Architecture;
 use serde_json::json;
 
 use super::model::Dtype;
-use super::{Outcome, architecture, print, say};
+use super::{Outcome, architecture, model, print, say};
 use crate::inspect::{Inspected, Scale, inspect, png};
 use crate::load::{LoadOptions, load};
 use crate::tokenizer::Tokenizer;
@@ -23,8 +23,8 @@ use crate::{Error, Result, files};
 /// layer, as high as it can be for attention. Blueprints get random weights.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
-    /// Shipped blueprint, blueprint file, or checkpoint folder
-    #[arg(value_name = "NAME|FILE|DIR")]
+    /// Shipped blueprint, blueprint file, checkpoint folder, or model of the Hugging Face Hub
+    #[arg(value_name = "NAME|FILE|DIR|OWNER/NAME")]
     model: String,
     /// Text to run through the model
     #[arg(long, short, value_name = "TEXT", conflicts_with = "tokens")]
@@ -122,10 +122,10 @@ impl Args {
     }
 
     fn open(&self) -> Result<(Architecture, LanguageModel, Result<Tokenizer>)> {
-        let (dtype, folder) = (self.dtype.into(), Path::new(&self.model));
-        if folder.is_dir() {
-            let loaded = load(folder, &LoadOptions { dtype, ..LoadOptions::default() })?;
-            let tokenizer = Tokenizer::open(folder, &loaded.architecture.model);
+        let dtype = self.dtype.into();
+        if let Some(folder) = model::folder(Path::new(&self.model))? {
+            let loaded = load(&folder, &LoadOptions { dtype, ..LoadOptions::default() })?;
+            let tokenizer = Tokenizer::open(&folder, &loaded.architecture.model);
             return Ok((loaded.architecture, loaded.model, tokenizer));
         }
         let architecture = architecture::open(&self.model)?;

@@ -12,6 +12,7 @@ mod generate;
 mod import;
 mod inspect;
 mod model;
+mod pull;
 mod verify;
 
 use std::ffi::OsString;
@@ -24,7 +25,7 @@ use crate::{Error, Result};
 
 const EXIT_CODES: &str = "Exit codes:\n  0  done, and everything is in order\n  1  done, and something is not: a \
                           difference out of tolerance, an error in a blueprint\n  2  not done: wrong usage, a file \
-                          that cannot be read or loaded";
+                          that cannot be read, loaded or downloaded";
 
 /// Declare, load, compare and run sequence models: state spaces, linear recurrences and attention, mixed freely.
 #[derive(Parser)]
@@ -45,6 +46,7 @@ enum Command {
     Eval(eval::Args),
     Import(import::Args),
     Export(export::Args),
+    Pull(pull::Args),
 }
 
 impl Command {
@@ -59,6 +61,7 @@ impl Command {
             Self::Eval(args) => args.run(),
             Self::Import(args) => args.run(),
             Self::Export(args) => args.run(),
+            Self::Pull(args) => args.run(),
         }
     }
 }

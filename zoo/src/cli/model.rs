@@ -1,7 +1,7 @@
 //! The arguments that name a model and say how to load it.
 
 use std::io::IsTerminal;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use candle_core::{DType, Device};
@@ -10,19 +10,22 @@ use indicatif::{ProgressBar, ProgressStyle};
 use semisep_core::BlockFormat;
 use semisep_models::DistilledLayer;
 
+use super::pull::Progress;
 use super::say;
+use crate::hub::Parts;
 use crate::load::{LoadOptions, Loaded, plan};
-use crate::{Error, Result};
+use crate::{Error, Result, hub};
 
 /// Progress is drawn for models at least this large: smaller ones are there at once.
 const LARGE: u64 = 256 << 20;
 
-/// A model folder and how to load it.
+/// A model and how to load it.
 #[derive(Debug, Args)]
 pub(super) struct ModelArgs {
-    /// Folder with config.json and the weights (model.safetensors, its shards, or pytorch_model.bin)
-    #[arg(value_name = "DIR")]
-    pub(super) folder: PathBuf,
+    /// Folder with config.json and the weights (model.safetensors, its shards, or pytorch_model.bin), or a model of the
+    /// Hugging Face Hub, OWNER/NAME@REVISION for another revision than main
+    #[arg(value_name = "DIR|OWNER/NAME")]
+    model: PathBuf,
     /// Dtype of the weights in memory
     #[arg(long, value_enum, default_value = "f32")]
     pub(super) dtype: Dtype,
@@ -96,10 +99,38 @@ fn device(name: &str) -> Result<Where, String> {
     index.map(Where::Cuda).ok_or_else(|| "expected cpu, cuda or cuda:N".into())
 }
 
+/// The folder that a word means, that of a model of the Hub after it has been downloaded; `None` for other words.
+pub(super) fn folder(word: &Path) -> Result<Option<PathBuf>> {
+    found(word, Parts::Whole)
+}
+
+/// As [`folder`], but of a model of the Hub the configuration is enough.
+pub(super) fn configuration(word: &Path) -> Result<Option<PathBuf>> {
+    found(word, Parts::Configuration)
+}
+
+fn found(word: &Path, parts: Parts) -> Result<Option<PathBuf>> {
+    if word.is_dir() {
+        return Ok(Some(word.into()));
+    }
+    let Some(word) = word.to_str() else { return Ok(None) };
+    let mut progress = Progress::default();
+    hub::folder(word, parts, &mut |event| progress.tell(event))
+}
+
 impl ModelArgs {
-    /// Loads the model, with a progress bar on a terminal if it is large, and distills it where that is asked for.
-    pub(super) fn load(&self) -> Result<Loaded> {
-        let loaded = self.read()?;
+    /// The model's folder; a model of the Hub is downloaded.
+    pub(super) fn folder(&self) -> Result<PathBuf> {
+        folder(&self.model)?.ok_or_else(|| {
+            Error::at(&self.model, "expected a folder with a checkpoint, found none").hint(
+                "name the folder that holds config.json and the weights, or OWNER/NAME of a model on the Hugging Face Hub",
+            )
+        })
+    }
+
+    /// Loads the model of a folder, with a progress bar on a terminal if it is large, and distills it where that is asked for.
+    pub(super) fn load(&self, folder: &Path) -> Result<Loaded> {
+        let loaded = self.read(folder)?;
         let Some(modes) = self.distill else { return Ok(loaded) };
         let distilled = loaded.model.distilled(modes).map_err(|e| Error::new(format!("--distill: {e}")));
         let (model, layers) = distilled?;
@@ -111,7 +142,7 @@ impl ModelArgs {
         Ok(Loaded { model, ..loaded })
     }
 
-    fn read(&self) -> Result<Loaded> {
+    fn read(&self, folder: &Path) -> Result<Loaded> {
         let device = match self.device {
             Where::Cpu => Device::Cpu,
             Where::Cuda(n) => Device::new_cuda(n).map_err(|e| {
@@ -127,7 +158,7 @@ impl ModelArgs {
             allow_unexpected: self.allow_unexpected,
             progress: None,
         };
-        let planned = plan(&self.folder, &options)?;
+        let planned = plan(folder, &options)?;
         if planned.bytes() < LARGE || !std::io::stderr().is_terminal() {
             return planned.load(&options);
         }

@@ -9,9 +9,9 @@ use serde_json::json;
 
 use super::model::ModelArgs;
 use super::{Outcome, print};
+use crate::Result;
 use crate::load::Loaded;
 use crate::verify::{Comparison, Expected, tolerance};
-use crate::{Error, Result};
 
 /// Compare a checkpoint's logits with recorded ones of its reference implementation
 ///
@@ -44,10 +44,7 @@ fn positive(text: &str) -> Result<f64, String> {
 
 impl Args {
     pub(super) fn run(&self) -> Result<Outcome> {
-        let folder = &self.model.folder;
-        if !folder.is_dir() {
-            return Err(Error::at(folder, "expected a folder with a checkpoint, found none"));
-        }
+        let folder = self.model.folder()?;
         let tokens = self.tokens.clone().unwrap_or_else(|| folder.join("tokens.json"));
         let expected = self.expected.clone().unwrap_or_else(|| folder.join("expected.safetensors"));
         let expected = Expected::open(&tokens, &expected)?;
@@ -57,7 +54,7 @@ impl Args {
             Some(_) => f64::INFINITY,
             None => tolerance(dtype, expected.f64_tolerance()),
         });
-        let loaded = self.model.load()?;
+        let loaded = self.model.load(&folder)?;
         let forms = expected.compare(&loaded.model, tolerance).map_err(|e| e.in_file(&tokens))?;
         let ok = forms.iter().all(|form| form.ok);
         print(&if self.json {

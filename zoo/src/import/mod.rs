@@ -187,10 +187,20 @@ fn is_type(config: &Fields, model_type: &str, architecture: &str) -> bool {
     }
 }
 
+/// `name` of a snapshot in the Hugging Face cache, `models--owner--name/snapshots/commit`.
+fn snapshot_of(folder: &Path) -> Option<String> {
+    let snapshots = folder.parent().filter(|parent| parent.ends_with("snapshots"))?;
+    let repository = snapshots.parent()?.file_name()?.to_str()?.strip_prefix("models--")?;
+    Some(repository.rsplit_once("--").map_or(repository, |(_, name)| name).to_string())
+}
+
 impl Folder<'_> {
-    /// The model's name: that of the folder.
+    /// The model's name: that of the folder, or of the repository whose snapshot it is.
     fn name(&self) -> String {
         let real = self.path.canonicalize().unwrap_or_else(|_| self.path.into());
+        if let Some(name) = snapshot_of(&real) {
+            return name;
+        }
         real.file_name().map_or_else(|| "model".into(), |name| name.to_string_lossy().into_owned())
     }
 
