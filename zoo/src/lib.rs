@@ -1,6 +1,7 @@
 //! The zoo: checkpoints of many families and formats as models, and the `semisep` command.
 
 pub mod bench;
+pub mod catalogue;
 pub mod checkpoint;
 pub mod cli;
 mod error;

@@ -7,8 +7,8 @@ pub fn grouped(n: u64) -> String {
     groups.into_iter().map(String::from_utf8_lossy).collect::<Vec<_>>().join(",")
 }
 
-/// Operations, with a decimal prefix: `80.4 M`.
-pub fn flops(n: u64) -> String {
+/// A count, with a decimal prefix: `80.4 M`.
+pub fn count(n: u64) -> String {
     scaled(n, "")
 }
 
@@ -42,6 +42,6 @@ mod tests {
             figures.map(bytes),
             ["-", "512 B", "999 B", "1.0 kB", "92.2 kB", "1.0 MB", "189 MB", "18.4 EB"]
         );
-        assert_eq!(flops(80_433_120), "80.4 M");
+        assert_eq!(count(80_433_120), "80.4 M");
     }
 }

@@ -5,7 +5,7 @@ use semisep_models::{Description, LayerRow, WeightRow, Weights, describe};
 
 use super::model::{Dtype, QuantArg};
 use super::{Outcome, architecture, print};
-use crate::units::{bytes, flops, grouped};
+use crate::units::{bytes, count, grouped};
 use crate::{Error, Result};
 
 /// Show what an architecture is before any weight exists
@@ -70,7 +70,7 @@ fn as_text(d: &Description) -> String {
         let of = if run.len() == 1 { String::new() } else { format!(" × {}", run.len()) };
         let names = [Cell::new(layers), Cell::new(&first.block), Cell::new(&first.kind)];
         let figures = [
-            right(flops(first.flops_per_token)),
+            right(count(first.flops_per_token)),
             right(bytes(first.state_bytes)),
             right(bytes(first.kv_bytes)),
         ];
@@ -89,7 +89,7 @@ fn as_text(d: &Description) -> String {
     }
     let t = &d.total;
     let names = [Cell::new("total"), Cell::new(""), Cell::new(""), right(grouped(t.parameters))];
-    let figures = [right(flops(t.flops_per_token)), right(bytes(t.state_bytes)), right(bytes(t.kv_bytes))];
+    let figures = [right(count(t.flops_per_token)), right(bytes(t.state_bytes)), right(bytes(t.kv_bytes))];
     table.add_row([names.to_vec(), active(t.active_parameters), figures.to_vec()].concat());
     format!(
         "{}: {} of {} tokens, {}; weights {}\n{table}\n",

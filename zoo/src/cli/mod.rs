@@ -11,6 +11,7 @@ mod export;
 mod generate;
 mod import;
 mod inspect;
+mod list;
 mod model;
 mod pull;
 mod verify;
@@ -47,6 +48,7 @@ enum Command {
     Import(import::Args),
     Export(export::Args),
     Pull(pull::Args),
+    List(list::Args),
 }
 
 impl Command {
@@ -62,6 +64,7 @@ impl Command {
             Self::Import(args) => args.run(),
             Self::Export(args) => args.run(),
             Self::Pull(args) => args.run(),
+            Self::List(args) => args.run(),
         }
     }
 }
