@@ -48,10 +48,10 @@ pub struct LayerRow {
     pub block: String,
     /// Its mixers: `attention + mlp` in series, `attention | mamba2` in parallel.
     pub kind: String,
-    /// The earlier layer whose parameters it holds.
+    /// The earlier layer whose parameters it holds, all or some.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub shares: Option<usize>,
-    /// Parameters held, norms included; 0 if it holds another layer's.
+    /// Parameters held, norms included, but for those of an earlier layer.
     pub parameters: u64,
     /// Those of them that one token meets: all, but for experts that it does not pass through.
     pub active_parameters: u64,
@@ -127,41 +127,75 @@ pub fn weights_by_type<'a>(groups: impl IntoIterator<Item = &'a ParameterGroup>)
 
 /// The layer as bare shapes: every parameter, and what forward costs.
 struct Shape {
-    groups: Vec<ParameterGroup>,
+    parts: Vec<Part>,
     mixers: Vec<Box<dyn Mixer>>,
     norms: usize,
 }
 
+/// Parameters of a layer that belong together.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Part {
+    /// Under which they are counted once in the model; `None` for the layer's own.
+    pub(crate) share: Option<String>,
+    /// Whether it is a parameter of all layers, and none of any one.
+    common: bool,
+    pub(crate) parameters: u128,
+    /// Those that a token does not meet.
+    idle: u128,
+    groups: Vec<ParameterGroup>,
+}
+
+impl Part {
+    fn add<'p>(parts: &'p mut Vec<Self>, share: Option<&str>) -> &'p mut Self {
+        let known = parts.iter().position(|part| part.share.as_deref() == share);
+        let place = known.unwrap_or_else(|| {
+            parts.push(Self { share: share.map(String::from), ..Self::default() });
+            parts.len() - 1
+        });
+        &mut parts[place]
+    }
+}
+
 impl Shape {
-    fn new(layer: &Layer, model: &ModelConfig, weights: Weights) -> Result<Self> {
-        let vb = shapes(weights);
-        let (mut mixers, mut norms) = (vec![], BTreeSet::new());
+    fn new(layer: &Layer, layers: usize, model: &ModelConfig, weights: Weights) -> Result<Self> {
+        // As the second layer of a stack, whose shared parameters are the first one's.
+        let root = shapes(weights);
+        let place = root.layer(1, layers);
+        let (mut mixers, mut norms, mut parts) = (vec![], BTreeSet::new(), vec![Part::default()]);
+        let mut counted = 0;
         for branch in layer.stages.iter().flat_map(|stage| &stage.branches) {
+            let share = branch.share.as_deref().or(layer.share.as_deref());
+            let vb = if share.is_some() { place.sharing(0) } else { place.clone() };
             for path in [&branch.pre_norm, &branch.post_norm].into_iter().flatten() {
                 if norms.insert(path) {
                     Norm::new(model.d_model, model.norm, &vb.pp(path))?;
                 }
             }
-            mixers.push(branch.mixer.build(model.d_model, vb.pp(&branch.path))?);
+            let mixer = branch.mixer.build(model.d_model, vb.pp(&branch.path))?;
+            let idle = mixer.cost(1, 1).parameters.saturating_sub(mixer.active_parameters());
+            Part::add(&mut parts, share).idle += u128::from(idle);
+            mixers.push(mixer);
+            let groups = root.groups();
+            for group in &groups[counted..] {
+                let holder = match group.name.split_once(".") {
+                    Some(("layers", rest)) if rest.starts_with("0.") => share,
+                    Some(("layers", _)) => None,
+                    _ => Some(group.name.as_str()), // of all layers
+                };
+                let part = Part::add(&mut parts, holder);
+                part.common |= !group.name.starts_with("layers.");
+                part.parameters += elements(group);
+                part.groups.push(group.clone());
+            }
+            counted = groups.len();
         }
-        let norms = norms.len();
-        Ok(Self { groups: vb.groups(), mixers, norms })
+        Ok(Self { parts, mixers, norms: norms.len() })
     }
 
     /// For one sequence. A norm costs four operations a feature: square, add, scale, weight.
     fn cost(&self, seqlen: usize, d_model: usize) -> Cost {
         let mixers: Cost = self.mixers.iter().map(|mixer| mixer.cost(1, seqlen)).sum();
         Cost { flops: mixers.flops + (4 * self.norms * d_model * seqlen) as u64, ..mixers }
-    }
-
-    fn parameters(&self) -> u128 {
-        self.groups.iter().map(elements).sum()
-    }
-
-    /// Parameters that one token meets.
-    fn active(&self) -> u128 {
-        let idle = |mixer: &dyn Mixer| mixer.cost(1, 1).parameters.saturating_sub(mixer.active_parameters());
-        self.parameters() - self.mixers.iter().map(|mixer| u128::from(idle(&**mixer))).sum::<u128>()
     }
 
     fn links(&self) -> Vec<Link> {
@@ -179,37 +213,37 @@ fn shapes(weights: Weights) -> VarBuilder {
 
 /// What a blueprint must know of a layer.
 pub(crate) struct Sizes {
-    /// Norms included.
-    pub(crate) parameters: u128,
+    /// Its parameters, norms included.
+    pub(crate) parts: Vec<Part>,
     /// What its mixers need of earlier layers and leave for later ones.
     pub(crate) links: Vec<Link>,
 }
 
-/// The sizes of a layer.
-pub(crate) fn sizes(layer: &Layer, model: &ModelConfig) -> Result<Sizes> {
-    let shape = Shape::new(layer, model, DType::F32.into())?;
-    Ok(Sizes { parameters: shape.parameters(), links: shape.links() })
+/// The sizes of one of so many layers.
+pub(crate) fn sizes(layer: &Layer, layers: usize, model: &ModelConfig) -> Result<Sizes> {
+    let shape = Shape::new(layer, layers, model, DType::F32.into())?;
+    let links = shape.links();
+    Ok(Sizes { parts: shape.parts, links })
 }
 
 /// A distinct block in numbers.
 struct Block {
-    parameters: u64,
-    active: u64,
-    groups: Vec<ParameterGroup>,
+    parts: Vec<Part>,
     cost: Cost,
     links: Vec<Link>,
 }
 
 impl Block {
-    fn new(layer: &Layer, model: &ModelConfig, seqlen: usize, weights: Weights) -> Result<Self> {
-        let shape = Shape::new(layer, model, weights)?;
-        Ok(Self {
-            parameters: shape.parameters() as u64,
-            active: shape.active() as u64,
-            cost: shape.cost(seqlen, model.d_model),
-            links: shape.links(),
-            groups: shape.groups,
-        })
+    fn new(
+        layer: &Layer,
+        layers: usize,
+        model: &ModelConfig,
+        seqlen: usize,
+        weights: Weights,
+    ) -> Result<Self> {
+        let shape = Shape::new(layer, layers, model, weights)?;
+        let (cost, links) = (shape.cost(seqlen, model.d_model), shape.links());
+        Ok(Self { parts: shape.parts, cost, links })
     }
 }
 
@@ -230,35 +264,32 @@ pub fn describe(
             bail!("describe: {what} is {size}, expected 1 to {MAX_WIDTH}");
         }
     }
-    let model = &architecture.model;
+    let (model, depth) = (&architecture.model, architecture.layers.len());
     let (mut built, mut holders) = (BTreeMap::new(), BTreeMap::new());
     let (mut layers, mut groups) = (vec![], vec![]);
     let (mut total, mut links) = (Totals::default(), Row::new(model.d_model));
     for (index, layer) in architecture.layers.iter().enumerate() {
-        let identity = layer_json(&layer.stages).to_string();
+        let identity = serde_json::json!([layer.share, layer_json(&layer.stages)]).to_string();
         if !built.contains_key(&identity) {
-            built.insert(identity.clone(), Block::new(layer, model, seqlen, weights)?);
+            built.insert(identity.clone(), Block::new(layer, depth, model, seqlen, weights)?);
         }
-        let Block { parameters, active, groups: own_groups, cost, links: own_links } = &built[&identity];
+        let Block { parts, cost, links: own_links } = &built[&identity];
         links.pass(own_links).map_err(|lack| lack.error(index, layer))?;
-        let holder = layer.share.as_ref().map_or(index, |id| *holders.entry(id).or_insert(index));
-        let own = u64::from(holder == index);
+        let held = held(parts, index, &mut holders);
         let row = LayerRow {
             layer: index,
             block: layer.block.clone(),
             kind: kind(layer),
-            shares: (holder != index).then_some(holder),
-            parameters: own * parameters,
-            active_parameters: own * active,
+            shares: held.of,
+            parameters: held.parameters as u64,
+            active_parameters: held.parameters.saturating_sub(held.idle) as u64,
             flops_per_token: cost.flops / seqlen as u64,
             state_bytes: cost.state_bytes.saturating_mul(batch as u64),
             kv_bytes: cost.kv_bytes.saturating_mul(batch as u64),
         };
         total.parameters += row.parameters;
         total.active_parameters += row.active_parameters;
-        if own == 1 {
-            groups.extend(own_groups.iter().cloned());
-        }
+        groups.extend(held.groups);
         total.flops_per_token += row.flops_per_token;
         total.state_bytes = total.state_bytes.saturating_add(row.state_bytes);
         total.kv_bytes = total.kv_bytes.saturating_add(row.kv_bytes);
@@ -303,6 +334,31 @@ pub fn describe(
         weights: by_type,
         total,
     })
+}
+
+/// What a layer holds that no earlier one does.
+#[derive(Default)]
+struct Held {
+    parameters: u128,
+    idle: u128,
+    groups: Vec<ParameterGroup>,
+    /// The first of the earlier layers whose parameters it holds.
+    of: Option<usize>,
+}
+
+fn held(parts: &[Part], index: usize, holders: &mut BTreeMap<String, usize>) -> Held {
+    let mut held = Held::default();
+    for part in parts {
+        let holder = part.share.clone().map_or(index, |id| *holders.entry(id).or_insert(index));
+        if holder == index {
+            held.parameters += part.parameters;
+            held.idle += part.idle;
+            held.groups.extend(part.groups.iter().cloned());
+        } else if !part.common {
+            held.of = Some(held.of.map_or(holder, |of| of.min(holder)));
+        }
+    }
+    held
 }
 
 fn kind(layer: &Layer) -> String {

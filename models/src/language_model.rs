@@ -12,7 +12,7 @@ use semisep_core::{
 };
 
 use crate::model_state::ModelState;
-use crate::normal::{Architecture, ModelConfig};
+use crate::normal::{Architecture, ModelConfig, Output, Stage};
 use crate::stack::{DistilledLayer, Stack, scaled};
 
 /// A language model, ready to run.
@@ -286,6 +286,7 @@ impl LanguageModel {
 
 /// The factor on the initial values of output projections: `1 / √n` for n residual additions.
 fn output_scale(architecture: &Architecture) -> f64 {
-    let residuals: usize = architecture.layers.iter().map(|layer| layer.stages.len()).sum();
+    let adds = |stage: &&Stage| stage.branches.iter().any(|b| b.output == Output::Stream);
+    let residuals = architecture.layers.iter().flat_map(|layer| &layer.stages).filter(adds).count();
     if architecture.model.rescale_prenorm_residual { 1.0 / (residuals.max(1) as f64).sqrt() } else { 1.0 }
 }

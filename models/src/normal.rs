@@ -5,6 +5,9 @@
 //! layer  = stages, one after the other
 //! stage  = x ← x + merge over branches of  m_out · post(mixer(m_in · pre(x)))
 //! ```
+//! Beside the residual stream x a layer has an aside, which a branch may write instead of x, and read instead of x or added
+//! to it: Zamba's shared block speaks to the Mamba layer after it in this way, and to nothing else.
+//!
 //! A Mamba layer is one stage of one branch; attention followed by an MLP two stages; parallel attention and Mamba one
 //! stage of two branches. `path` and the norm paths are the parameters' names below `backbone.layers.N`.
 
@@ -125,7 +128,8 @@ pub struct Layer {
     pub block: String,
     /// Its stages, in order.
     pub stages: Vec<Stage>,
-    /// Layers with the same id hold the same parameters (stored once, under the first of them), each its own state.
+    /// Layers with the same id hold the same parameters (stored once, under the first of them), each its own state: the id
+    /// of all branches that have none.
     pub share: Option<String>,
 }
 
@@ -167,4 +171,52 @@ pub struct Branch {
     pub input_multiplier: f64,
     /// Factor on the mixer's output (after the post-norm).
     pub output_multiplier: f64,
+    /// What the mixer reads.
+    pub input: Input,
+    /// Where its output goes.
+    pub output: Output,
+    /// Branches with the same id hold the same parameters, norms included (stored once, below the first layer that has
+    /// one), but for those that a mixer keeps for each layer: adapters.
+    pub share: Option<String>,
+}
+
+impl Branch {
+    /// A mixer between the residual stream and itself, without norms.
+    pub fn new(mixer: Arc<dyn MixerConfig>, path: impl Into<String>) -> Self {
+        Self {
+            mixer,
+            path: path.into(),
+            pre_norm: None,
+            post_norm: None,
+            input_multiplier: 1.0,
+            output_multiplier: 1.0,
+            input: Input::Stream,
+            output: Output::Stream,
+            share: None,
+        }
+    }
+}
+
+/// What a mixer reads.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Input {
+    /// The residual stream.
+    #[default]
+    Stream,
+    /// What an earlier mixer of the layer left aside.
+    Aside,
+    /// The sum of both.
+    Both,
+}
+
+/// Where a mixer's output goes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Output {
+    /// It is added to the residual stream.
+    #[default]
+    Stream,
+    /// It is left aside for later mixers of the layer, in the place of what was there.
+    Aside,
 }

@@ -7,7 +7,7 @@ use candle_core::{DType, Result, Tensor};
 use semisep_core::{Context, Cost, Distilled, Mixer, Norm, NormConfig, Shared, State, VarBuilder};
 
 use crate::links::{Link, Row};
-use crate::normal::{Branch, Layer, Merge, Stage};
+use crate::normal::{Branch, Input, Layer, Merge, Output, Stage};
 
 /// A mixer that was replaced by its form of constant cost: see [`Mixer::distilled`].
 #[derive(Debug, Clone, PartialEq)]
@@ -45,6 +45,28 @@ struct BuiltBranch {
     post_norm: Option<Norm>,
     input_multiplier: f64,
     output_multiplier: f64,
+    input: Input,
+    output: Output,
+}
+
+/// The first layer of each share id.
+type Owners<'a> = HashMap<&'a str, usize>;
+
+/// Where a layer is built.
+struct Place<'a> {
+    index: usize,
+    share: Option<&'a str>,
+    vb: VarBuilder,
+}
+
+impl<'a> Place<'a> {
+    /// Where the parameters of a branch are.
+    fn of(&self, branch: &'a Branch, owners: &mut Owners<'a>) -> VarBuilder {
+        match branch.share.as_deref().or(self.share) {
+            None => self.vb.clone(),
+            Some(id) => self.vb.sharing(*owners.entry(id).or_insert(self.index)),
+        }
+    }
 }
 
 impl Stack {
@@ -55,17 +77,18 @@ impl Stack {
     /// layer.
     pub fn new(d_model: usize, norm: NormConfig, layers: &[Layer], vb: &VarBuilder) -> Result<Self> {
         let mut shared: HashMap<&str, Arc<BuiltLayer>> = HashMap::new();
+        let mut owners = Owners::new();
         let mut built: Vec<Arc<BuiltLayer>> = Vec::with_capacity(layers.len());
         let mut row = Row::new(d_model);
         for (i, layer) in layers.iter().enumerate() {
-            let known = layer.share.as_deref().and_then(|id| shared.get(id)).cloned();
-            let layer_built = match known {
-                Some(known) => known,
-                None => Arc::new(
-                    BuiltLayer::new(d_model, norm, layer, &vb.layer(i, layers.len()))
-                        .map_err(|e| e.context(format!("layer {i} ({})", layer.block)))?,
-                ),
-            };
+            let at = vb.layer(i, layers.len());
+            let place = Place { index: i, share: layer.share.as_deref(), vb: at.clone() };
+            let new = BuiltLayer::new(d_model, norm, layer, &place, &mut owners)
+                .map_err(|e| e.context(format!("layer {i} ({})", layer.block)))?;
+            // A shared layer with nothing of its own is the first one itself.
+            let known =
+                layer.share.as_deref().and_then(|id| shared.get(id)).filter(|_| at.groups().is_empty());
+            let layer_built = known.cloned().unwrap_or_else(|| Arc::new(new));
             row.pass(&layer_built.links()).map_err(|lack| lack.error(i, layer))?;
             if let Some(id) = &layer.share {
                 shared.entry(id).or_insert_with(|| layer_built.clone());
@@ -144,8 +167,10 @@ impl Stack {
     ) -> Result<Tensor> {
         let mut scale = 1.0;
         for (i, (layer, name)) in self.layers.iter().zip(&self.names).enumerate() {
+            let mut aside = None;
             for stage in &layer.stages {
-                x = stage.run(x, dtype, scale, apply).map_err(|e| e.context(name.clone()))?;
+                let run = stage.run(x, &mut aside, (dtype, scale), apply);
+                x = run.map_err(|e| e.context(name.clone()))?;
             }
             if self.rescale_every > 0 && (i + 1).is_multiple_of(self.rescale_every) {
                 (x, scale) = ((x * 0.5)?, scale * 0.5);
@@ -201,8 +226,14 @@ impl Stack {
 }
 
 impl BuiltLayer {
-    fn new(d_model: usize, norm: NormConfig, layer: &Layer, vb: &VarBuilder) -> Result<Self> {
-        let stages = layer.stages.iter().map(|s| BuiltStage::new(d_model, norm, s, vb));
+    fn new<'a>(
+        d_model: usize,
+        norm: NormConfig,
+        layer: &'a Layer,
+        place: &Place<'a>,
+        owners: &mut Owners<'a>,
+    ) -> Result<Self> {
+        let stages = layer.stages.iter().map(|s| BuiltStage::new(d_model, norm, s, place, owners));
         Ok(Self { stages: stages.collect::<Result<_>>()? })
     }
 
@@ -212,7 +243,13 @@ impl BuiltLayer {
 }
 
 impl BuiltStage {
-    fn new(d_model: usize, norm: NormConfig, stage: &Stage, vb: &VarBuilder) -> Result<Self> {
+    fn new<'a>(
+        d_model: usize,
+        norm: NormConfig,
+        stage: &'a Stage,
+        place: &Place<'a>,
+        owners: &mut Owners<'a>,
+    ) -> Result<Self> {
         let factor = match stage.merge {
             Merge::Sum => 1.0,
             Merge::Mean => 1.0 / stage.branches.len().max(1) as f64,
@@ -222,29 +259,31 @@ impl BuiltStage {
         for branch in &stage.branches {
             let same = |b: &&BuiltBranch| b.pre_norm.as_ref().map(|(p, _)| p) == branch.pre_norm.as_ref();
             let known = branches.iter().find(same).and_then(|b| b.pre_norm.clone());
-            branches.push(BuiltBranch::new(d_model, norm, branch, known, vb)?);
+            let vb = place.of(branch, owners);
+            branches.push(BuiltBranch::new(d_model, norm, branch, known, &vb)?);
         }
         Ok(Self { branches, factor })
     }
 
-    /// `x + scale · factor · Σ branches`
+    /// `x + scale · factor · Σ branches`, and in the same way what is left aside.
     fn run(
         &self,
         x: Tensor,
-        dtype: DType,
-        scale: f64,
+        aside: &mut Option<Tensor>,
+        (dtype, scale): (DType, f64),
         apply: &mut dyn FnMut(&dyn Mixer, &Tensor) -> Result<Tensor>,
     ) -> Result<Tensor> {
-        let mut normed: Option<(&str, Tensor)> = None;
-        let mut total: Option<Tensor> = None;
+        let mut normed: Option<(&str, Input, Tensor)> = None;
+        let [mut stream, mut left]: [Option<Tensor>; 2] = [None, None];
         for branch in &self.branches {
+            let read = || branch.read(&x, aside.as_ref());
             let input = match &branch.pre_norm {
-                None => x.to_dtype(dtype)?,
+                None => read()?.to_dtype(dtype)?,
                 Some((path, norm)) => match &normed {
-                    Some((known, tensor)) if known == path => tensor.clone(),
+                    Some((known, of, tensor)) if known == path && *of == branch.input => tensor.clone(),
                     _ => {
-                        let tensor = norm.forward(&x)?.to_dtype(dtype)?;
-                        normed = Some((path, tensor.clone()));
+                        let tensor = norm.forward(&read()?)?.to_dtype(dtype)?;
+                        normed = Some((path, branch.input, tensor.clone()));
                         tensor
                     }
                 },
@@ -252,12 +291,16 @@ impl BuiltStage {
             let y = apply(&*branch.mixer, &scaled(input, branch.input_multiplier)?)?;
             let y = branch.post_norm.as_ref().map_or(Ok(y.clone()), |n| n.forward(&y))?;
             let y = scaled(y, branch.output_multiplier)?.to_dtype(x.dtype())?;
-            total = Some(match total {
+            let total = if branch.output == Output::Stream { &mut stream } else { &mut left };
+            *total = Some(match total.take() {
                 Some(total) => (total + y)?,
                 None => y,
             });
         }
-        match total {
+        if let Some(left) = left {
+            *aside = Some(scaled(left, self.factor * scale)?);
+        }
+        match stream {
             Some(total) => x + scaled(total, self.factor * scale)?,
             None => Ok(x),
         }
@@ -279,7 +322,8 @@ impl BuiltBranch {
             (_, None) => None,
         };
         let mixer = vb.pp(&branch.path);
-        let pre_norm_alone = branch.pre_norm.is_some() && branch.post_norm.is_none();
+        let residual = branch.output == Output::Stream;
+        let pre_norm_alone = residual && branch.pre_norm.is_some() && branch.post_norm.is_none();
         let mixer = if pre_norm_alone { mixer } else { mixer.scale_outputs(1.0) };
         Ok(Self {
             pre_norm,
@@ -287,7 +331,19 @@ impl BuiltBranch {
             post_norm: branch.post_norm.as_ref().map(build).transpose()?,
             input_multiplier: branch.input_multiplier,
             output_multiplier: branch.output_multiplier,
+            input: branch.input,
+            output: branch.output,
         })
+    }
+
+    /// The stream, what was left aside, or their sum.
+    fn read(&self, x: &Tensor, aside: Option<&Tensor>) -> Result<Tensor> {
+        match (self.input, aside) {
+            (Input::Stream, _) => Ok(x.clone()),
+            (Input::Aside, Some(aside)) => Ok(aside.clone()),
+            (Input::Both, Some(aside)) => x + aside,
+            (_, None) => candle_core::bail!("no earlier mixer of the layer leaves anything aside"),
+        }
     }
 }
 

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::block::{Block, Branch, Form};
 use super::document::Document;
 use super::suggest::advice;
-use crate::normal::{self, Merge, Stage};
+use crate::normal::{self, Input, Merge, Output, Stage};
 
 /// Stages that one layer may have.
 const MAX_STAGES: usize = 64;
@@ -14,10 +14,19 @@ type Blocks = BTreeMap<String, Option<Block>>;
 
 /// One stage before its norms have paths.
 struct Draft<'a> {
-    /// Mixers, each with its path and its name among the branches.
-    branches: Vec<(&'a Branch, String, &'a str)>,
+    branches: Vec<Member<'a>>,
     merge: Merge,
     shared_norm: bool,
+}
+
+/// A mixer of a stage.
+struct Member<'a> {
+    branch: &'a Branch,
+    path: String,
+    /// Its name among the branches.
+    label: &'a str,
+    /// Of the part that it belongs to.
+    share: Option<String>,
 }
 
 /// The stages of the layer that each block makes; `None` where there are errors, which are reported.
@@ -26,6 +35,8 @@ pub(super) fn compose(document: &mut Document<'_>, blocks: &Blocks) -> BTreeMap<
         .iter()
         .map(|(name, block)| (name.as_str(), references(document, blocks, name, block)))
         .collect();
+    let inner: BTreeSet<&str> =
+        blocks.values().flatten().flat_map(|block| parts(block).1).map(String::as_str).collect();
     let mut composed = BTreeMap::new();
     for (name, block) in blocks {
         let mut stages = None;
@@ -33,6 +44,13 @@ pub(super) fn compose(document: &mut Document<'_>, blocks: &Blocks) -> BTreeMap<
             && reachable(blocks, name).iter().all(|n| sound.get(n) == Some(&true))
         {
             stages = layer(document, blocks, name, block);
+            // A part of others may speak to the parts beside it.
+            if let Some((message, help)) =
+                stages.as_deref().filter(|_| !inner.contains(name.as_str())).and_then(lost)
+            {
+                document.key(&format!("blocks.{name}"), message, Some(help));
+                stages = None;
+            }
         }
         composed.insert(name.clone(), stages);
     }
@@ -93,7 +111,7 @@ fn references(document: &mut Document<'_>, blocks: &Blocks, name: &str, block: &
 }
 
 fn unfit(form: &str, part: &str, block: &Block) -> Option<(String, Option<String>)> {
-    if block.share.is_some() {
+    if form == "parallel" && block.share.is_some() {
         let help = "give `share` to the block that the stack names".to_owned();
         return Some((format!("block \"{part}\" has `share` and cannot be part of another"), Some(help)));
     }
@@ -105,7 +123,7 @@ fn unfit(form: &str, part: &str, block: &Block) -> Option<(String, Option<String
 
 fn layer(document: &mut Document<'_>, blocks: &Blocks, name: &str, block: &Block) -> Option<Vec<Stage>> {
     let mut drafts = vec![];
-    unfold(blocks, name, block, false, &mut drafts);
+    unfold(blocks, (name, block), None, &mut drafts);
     if drafts.len() > MAX_STAGES {
         let message = format!("block \"{name}\" has more than {MAX_STAGES} mixers in series");
         document.key(&format!("blocks.{name}"), message, None);
@@ -122,21 +140,31 @@ fn layer(document: &mut Document<'_>, blocks: &Blocks, name: &str, block: &Block
     Some(stages)
 }
 
+/// What surrounds a part of a composed block.
+#[derive(Clone, Default)]
+struct Inside {
+    /// The share id of the innermost part that has one.
+    share: Option<String>,
+}
+
 /// Appends the stages of a block; stops where there are too many.
 fn unfold<'a>(
     blocks: &'a Blocks,
-    name: &'a str,
-    block: &'a Block,
-    inside: bool,
+    (name, block): (&'a str, &'a Block),
+    inside: Option<Inside>,
     drafts: &mut Vec<Draft<'a>>,
 ) {
     if drafts.len() > MAX_STAGES {
         return;
     }
+    // The `share` of the whole is the layer's.
+    let own_share = inside.as_ref().and(block.share.as_ref()).and_then(|share| share.id(name));
+    let share = own_share.or_else(|| inside.as_ref().and_then(|i| i.share.clone()));
     let at = |branch: &'a Branch, default: &str, label| {
-        (branch, branch.keys.path.clone().unwrap_or_else(|| default.into()), label)
+        let path = branch.keys.path.clone().unwrap_or_else(|| default.into());
+        Member { branch, path, label, share: share.clone() }
     };
-    let own = |branch: &'a Branch| if inside { at(branch, name, name) } else { at(branch, "mixer", name) };
+    let own = |branch: &'a Branch| at(branch, if inside.is_some() { name } else { "mixer" }, name);
     let one = |branch| Draft { branches: vec![branch], merge: Merge::Sum, shared_norm: true };
     match &block.form {
         Form::Mixer(branch) => drafts.push(one(own(branch))),
@@ -150,13 +178,13 @@ fn unfold<'a>(
         Form::Series { of } => {
             for part in of {
                 if let Some(Some(inner)) = blocks.get(part) {
-                    unfold(blocks, part, inner, true, drafts);
+                    unfold(blocks, (part, inner), Some(Inside { share: share.clone() }), drafts);
                 }
             }
         }
     }
     if let Some(mlp) = &block.mlp {
-        let path = if inside { format!("{name}_mlp") } else { "mlp".into() };
+        let path = if inside.is_some() { format!("{name}_mlp") } else { "mlp".into() };
         drafts.push(one(at(mlp, &path, name)));
     }
 }
@@ -171,9 +199,15 @@ pub(super) fn norm_paths(stage: usize, label: Option<&str>, shared: bool) -> (St
 
 fn finish(index: usize, draft: Draft<'_>) -> Stage {
     let several = draft.branches.len() > 1;
-    let branches = draft.branches.into_iter().map(|(branch, path, label)| {
+    let branches = draft.branches.into_iter().map(|Member { branch, path, label, share }| {
         let keys = &branch.keys;
-        let (pre, post) = norm_paths(index, several.then_some(label), draft.shared_norm);
+        let (pre, post) = match &share {
+            None => norm_paths(index, several.then_some(label), draft.shared_norm),
+            // Wherever the part stands.
+            Some(_) => {
+                (format!("norm_{}", path.replace('.', "_")), format!("post_norm_{}", path.replace('.', "_")))
+            }
+        };
         normal::Branch {
             mixer: branch.mixer.clone(),
             path,
@@ -181,9 +215,38 @@ fn finish(index: usize, draft: Draft<'_>) -> Stage {
             post_norm: keys.norm.post().then(|| keys.post_norm_path.clone().unwrap_or(post)),
             input_multiplier: keys.input_multiplier,
             output_multiplier: keys.output_multiplier,
+            input: keys.input,
+            output: keys.output,
+            share,
         }
     });
     Stage { branches: branches.collect(), merge: draft.merge }
+}
+
+/// A mixer that reads an aside which no earlier one leaves, or leaves one that no later one reads; and what to do.
+fn lost(stages: &[Stage]) -> Option<(String, String)> {
+    let mut left: Option<(&str, bool)> = None; // by whom, and whether it was read
+    let unread = |by: &str| {
+        let help = "give a later mixer of the layer `input = \"aside\"` or `input = \"both\"`".to_owned();
+        Some((format!("no later mixer of the layer reads what `{by}` leaves aside"), help))
+    };
+    for stage in stages {
+        for branch in stage.branches.iter().filter(|b| b.input != Input::Stream) {
+            let Some((_, read)) = &mut left else {
+                let help = "give an earlier mixer of the layer `output = \"aside\"`".to_owned();
+                let message = format!("`{}` reads what an earlier mixer left aside: none does", branch.path);
+                return Some((message, help));
+            };
+            *read = true;
+        }
+        if let Some(writer) = stage.branches.iter().find(|b| b.output == Output::Aside) {
+            match left.replace((&writer.path, false)) {
+                Some((by, false)) => return unread(by),
+                _ => {}
+            }
+        }
+    }
+    left.filter(|(_, read)| !read).and_then(|(by, _)| unread(by))
 }
 
 /// Two paths of which one is the other or above it. Norms before the branches of one stage may be the same.

@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Value, json};
 
-use crate::normal::{Architecture, Stage};
+use crate::normal::{Architecture, Input, Layer, Output, Stage};
 
 impl Architecture {
     /// 128 bits in hex over all that decides parameters and arithmetic: two architectures with the same hash can
@@ -17,7 +17,12 @@ impl Architecture {
             // The first layer of the same id stands for the id.
             let share = layer.share.as_ref();
             let first = share.and_then(|id| self.layers.iter().position(|l| l.share.as_ref() == Some(id)));
-            json!({ "stages": layer_json(&layer.stages), "share": first })
+            // So it is with the ids of branches.
+            let has = |l: &Layer, id: &str| {
+                l.stages.iter().flat_map(|s| &s.branches).any(|b| b.share.as_deref() == Some(id))
+            };
+            let stages = stages_json(&layer.stages, &|id| json!(self.layers.iter().position(|l| has(l, id))));
+            json!({ "stages": stages, "share": first })
         });
         json!({ "model": self.model.of_weights(), "layers": layers.collect::<Vec<_>>() })
     }
@@ -25,6 +30,11 @@ impl Architecture {
 
 /// The stages of a layer as JSON.
 pub(crate) fn layer_json(stages: &[Stage]) -> Value {
+    stages_json(stages, &|id| json!(id))
+}
+
+/// The same with something for the ids of shared branches. What is usual is left out.
+fn stages_json(stages: &[Stage], share: &dyn Fn(&str) -> Value) -> Value {
     let stage = |stage: &Stage| {
         let branches = stage.branches.iter().map(|b| {
             json!({
@@ -35,6 +45,9 @@ pub(crate) fn layer_json(stages: &[Stage]) -> Value {
                 "post_norm": b.post_norm,
                 "input_multiplier": b.input_multiplier,
                 "output_multiplier": b.output_multiplier,
+                "input": (b.input != Input::Stream).then_some(b.input),
+                "output": (b.output != Output::Stream).then_some(b.output),
+                "share": b.share.as_deref().map(share),
             })
         });
         json!({ "merge": stage.merge, "branches": branches.collect::<Vec<_>>() })

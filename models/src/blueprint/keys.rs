@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer, de};
 
-use crate::normal::Merge;
+use crate::normal::{Input, Merge, Output};
 
 /// Where the norms of a mixer are.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, JsonSchema)]
@@ -51,6 +51,10 @@ pub(super) struct BranchKeys {
     pub(super) input_multiplier: f64,
     /// Factor on the mixer's output, before the residual is added.
     pub(super) output_multiplier: f64,
+    /// What the mixer reads: the residual `stream`, what an earlier mixer of the layer left `aside`, or the sum of `both`.
+    pub(super) input: Input,
+    /// Where its output goes: added to the residual `stream`, or left `aside` for later mixers of the layer.
+    pub(super) output: Output,
     /// Where the mixer's parameters are, below the layer. Default: `mixer`, or the block's name in a composed block.
     pub(super) path: Option<String>,
     /// Where the norm before the mixer is, below the layer. Default: `norm`, `norm2` in a second stage, and so on.
@@ -65,6 +69,8 @@ impl Default for BranchKeys {
             norm: Placement::Pre,
             input_multiplier: 1.0,
             output_multiplier: 1.0,
+            input: Input::Stream,
+            output: Output::Stream,
             path: None,
             norm_path: None,
             post_norm_path: None,
@@ -117,7 +123,7 @@ impl<'de> Deserialize<'de> for Share {
 #[serde(deny_unknown_fields, default)]
 pub(super) struct LayerKeys {
     /// Whether all layers of this block hold the same parameters (each with a state of its own), or the id under which
-    /// they share them with other blocks.
+    /// they share them with other blocks. On a part of a `series` it concerns that part alone.
     pub(super) share: Option<Share>,
 }
 

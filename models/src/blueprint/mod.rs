@@ -58,7 +58,7 @@ use self::schema::own_schema;
 use self::suggest::advice;
 use self::syntax::syntax_error;
 use crate::Registry;
-use crate::describe::sizes;
+use crate::describe::{Part, sizes};
 use crate::links::Row;
 use crate::normal::{Architecture, Layer, ModelConfig, Stage};
 
@@ -147,6 +147,7 @@ fn architecture<'d>(
         return None;
     }
     let architecture = Architecture { name: name?, model, layers: layers? };
+    shared_places(document, &architecture);
     bound(document, &architecture);
     Some(architecture)
 }
@@ -282,6 +283,32 @@ fn shares(
     }
 }
 
+/// Parts of layers that share parameters must have them at the same paths.
+fn shared_places(document: &mut Document<'_>, architecture: &Architecture) {
+    let mut first: BTreeMap<&str, (&str, Vec<[Option<&str>; 3]>)> = BTreeMap::new();
+    let mut told = BTreeSet::new();
+    for layer in &architecture.layers {
+        let mut here: BTreeMap<&str, Vec<[Option<&str>; 3]>> = BTreeMap::new();
+        for branch in layer.stages.iter().flat_map(|s| &s.branches) {
+            if let Some(id) = &branch.share {
+                let norms = [&branch.pre_norm, &branch.post_norm].map(|norm| norm.as_deref());
+                here.entry(id).or_default().push([Some(&branch.path), norms[0], norms[1]]);
+            }
+        }
+        for (id, paths) in here {
+            let (other, theirs) = first.entry(id).or_insert_with(|| (&layer.block, paths.clone()));
+            if *theirs != paths && told.insert(id) {
+                let message = format!(
+                    "blocks \"{other}\" and \"{}\" share \"{id}\" but have it at different paths",
+                    layer.block
+                );
+                let help = "use it in both as it is, or set `path` and `norm_path`".to_owned();
+                document.key(&format!("blocks.{}", layer.block), message, Some(help));
+            }
+        }
+    }
+}
+
 fn layer(
     name: &str,
     blocks: &BTreeMap<String, Option<Block>>,
@@ -307,7 +334,7 @@ fn bound(document: &mut Document<'_>, architecture: &Architecture) {
     for (index, layer) in architecture.layers.iter().enumerate() {
         let at = format!("blocks.{}", layer.block);
         if !of_block.contains_key(&layer.block) {
-            match sizes(layer, model) {
+            match sizes(layer, architecture.layers.len(), model) {
                 Ok(sizes) => drop(of_block.insert(layer.block.clone(), sizes)),
                 Err(error) => return document.key(&at, format!("cannot be built: {error}"), None),
             }
@@ -322,9 +349,8 @@ fn bound(document: &mut Document<'_>, architecture: &Architecture) {
             let place = places.into_iter().find(|place| document.has(place)).unwrap_or(at.clone());
             document.key(&place, issue.message, issue.help);
         }
-        if layer.share.as_ref().is_none_or(|id| shared.insert(id)) {
-            total += sizes.parameters;
-        }
+        let counted = |part: &&Part| part.share.as_ref().is_none_or(|id| shared.insert(id.clone()));
+        total += sizes.parts.iter().filter(counted).map(|part| part.parameters).sum::<u128>();
         if total > MAX_PARAMETERS {
             let message =
                 format!("the model has more than {MAX_PARAMETERS} parameters, the most there may be");

@@ -9,7 +9,7 @@ use super::compose::norm_paths;
 use super::hash::{layer_json, sorted};
 use super::is_name;
 use super::keys::Placement;
-use crate::normal::{Architecture, Branch, Layer, Merge, Stage};
+use crate::normal::{Architecture, Branch, Input, Layer, Merge, Output, Stage};
 
 /// The lines of a table.
 type Lines = Vec<(String, Value)>;
@@ -58,7 +58,7 @@ impl Writer {
                 lines.push(("mlp".into(), Value::Object(mlp.into_iter().collect())));
                 lines
             }
-            [only] => self.parallel(&name, only),
+            [only] if !alone(only) => self.parallel(&name, only),
             stages => {
                 let parts = stages.iter().map(|stage| self.stage(&name, stage));
                 vec![("series".into(), parts.collect())]
@@ -75,7 +75,7 @@ impl Writer {
 
     /// A block for one stage of a series.
     fn stage(&mut self, block: &str, stage: &Stage) -> String {
-        if simple(stage) {
+        if alone(stage) {
             return self.part(block, &stage.branches[0]);
         }
         let name = self.name(&format!("{block}_parallel"));
@@ -96,7 +96,8 @@ impl Writer {
     /// A block for one mixer of a composed block, with every path given.
     fn part(&mut self, block: &str, branch: &Branch) -> String {
         let name = self.name(&format!("{block}_{}", branch.path));
-        let lines = with_paths(branch, "", ("".into(), "".into()));
+        let mut lines = with_paths(branch, "", ("".into(), "".into()));
+        lines.extend(branch.share.iter().map(|id| ("share".into(), json!(id))));
         self.blocks.push((name.clone(), lines));
         name
     }
@@ -113,8 +114,14 @@ impl Writer {
     }
 }
 
-fn simple(stage: &Stage) -> bool {
+/// A stage of one mixer.
+fn alone(stage: &Stage) -> bool {
     stage.branches.len() == 1 && stage.merge == Merge::Sum
+}
+
+/// A stage of one mixer that may stand in a block beside others.
+fn simple(stage: &Stage) -> bool {
+    alone(stage) && stage.branches[0].share.is_none()
 }
 
 /// The keys of a mixer whose stage has this index in a plain block.
@@ -137,6 +144,12 @@ fn with_paths(branch: &Branch, path: &str, (pre, post): (String, String)) -> Lin
         if factor != 1.0 {
             put(key, json!(factor));
         }
+    }
+    if branch.input != Input::Stream {
+        put("input", json!(branch.input));
+    }
+    if branch.output != Output::Stream {
+        put("output", json!(branch.output));
     }
     let paths = [
         ("path", Some(&branch.path), path),

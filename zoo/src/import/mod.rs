@@ -35,6 +35,7 @@ mod rwkv;
 mod state_spaces;
 mod stripedhyena;
 mod xlstm;
+mod zamba;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -132,6 +133,8 @@ pub static IMPORTERS: &[Importer] = &[
     rwkv::RWKV7_FLA,
     stripedhyena::STRIPED_HYENA,
     xlstm::XLSTM,
+    zamba::ZAMBA,
+    zamba::ZAMBA2,
     state_spaces::STATE_SPACES,
 ];
 
@@ -251,14 +254,7 @@ impl Folder<'_> {
 /// One mixer after its norm.
 fn residual(mixer: Arc<dyn MixerConfig>, path: &str, norm: &str) -> Stage {
     Stage {
-        branches: vec![Branch {
-            mixer,
-            path: path.into(),
-            pre_norm: Some(norm.into()),
-            post_norm: None,
-            input_multiplier: 1.0,
-            output_multiplier: 1.0,
-        }],
+        branches: vec![Branch { pre_norm: Some(norm.into()), ..Branch::new(mixer, path) }],
         merge: Merge::Sum,
     }
 }

@@ -62,6 +62,8 @@ pub const GOLDEN: &[&str] = &[
     "rwkv7-pth",
     "stripedhyena",
     "xlstm",
+    "zamba",
+    "zamba2",
 ];
 
 pub fn golden(name: &str) -> PathBuf {

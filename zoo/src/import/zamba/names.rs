@@ -1,0 +1,108 @@
+//! Where the tensors of Zamba and Zamba2 are.
+
+use crate::checkpoint::Checkpoint;
+use crate::import::{Names, Piece};
+
+/// Widths that tensors are cut at.
+pub(super) struct Sizes {
+    /// Of the MLP.
+    pub(super) hidden: usize,
+    /// Of Mamba.
+    pub(super) inner: usize,
+}
+
+/// The layer of a file that holds the block which these layers share: the first that has it.
+fn holder(checkpoint: &Checkpoint, block: &str, layers: &[usize]) -> Option<usize> {
+    let first = layers.first().copied();
+    let holds =
+        |i: &&usize| checkpoint.get(&format!("model.layers.{i}.{block}.self_attn.o_proj.weight")).is_some();
+    layers.iter().find(holds).copied().or(first)
+}
+
+fn common() -> Names {
+    Names::new()
+        .rename("model.embed_tokens", "backbone.embedding")
+        .rename("model.final_layernorm", "backbone.norm_f")
+        .rename("model.layers.*.input_layernorm", "backbone.layers.*.norm")
+        .rename("model.layers.*.mamba_decoder.input_layernorm", "backbone.layers.*.norm")
+        .rename("model.layers.*.linear", "backbone.layers.*.linear")
+}
+
+/// The block that these layers share, but for its MLP: below the first of them in ours, once in the file.
+fn block(mut names: Names, checkpoint: &Checkpoint, block: &str, layers: &[usize]) -> Names {
+    let (Some(source), Some(owner)) = (holder(checkpoint, block, layers), layers.first()) else {
+        return names;
+    };
+    let (from, to) = (format!("model.layers.{source}.{block}"), format!("backbone.layers.{owner}"));
+    let parts = ["q_proj", "k_proj", "v_proj"].map(|p| Piece::of(format!("{from}.self_attn.{p}")));
+    names = names
+        .join(format!("{to}.attn.in_proj"), parts)
+        .rename(format!("{from}.self_attn.o_proj"), format!("{to}.attn.out_proj"))
+        .rename(format!("{from}.input_layernorm"), format!("{to}.attn.input_layernorm"))
+        .rename(format!("{from}.pre_ff_layernorm"), format!("{to}.norm_mlp"));
+    // Pickles hold the same again below each layer that uses it.
+    let again = layers.iter().filter(|&&i| i != source);
+    again.fold(names, |names, i| names.ignore(format!("model.layers.{i}.{block}")))
+}
+
+/// Mamba with heads: maps that are stored head by head, and an input map whose rows alternate.
+pub(super) fn zamba(checkpoint: &Checkpoint, hybrid: &[usize], sizes: &Sizes) -> Names {
+    let mut names = block(common(), checkpoint, "shared_transf", hybrid);
+    if let (Some(source), Some(owner)) = (holder(checkpoint, "shared_transf", hybrid), hybrid.first()) {
+        let from = format!("model.layers.{source}.shared_transf.feed_forward");
+        names = names.rename(from, format!("backbone.layers.{owner}.mlp"));
+    }
+    for from in ["model.layers.*.mamba", "model.layers.*.mamba_decoder.mamba"] {
+        let piece = |name: &str| Piece::of(format!("{from}.{name}"));
+        let join = |names: Names, native: &str, piece| {
+            names.join(format!("backbone.layers.*.mixer.{native}"), [piece])
+        };
+        names = join(names, "in_proj", piece("in_proj").split(0, &[sizes.inner, 2]).swap(0, 1));
+        for (native, foreign) in [
+            ("x_proj.weight", "x_proj_weight"),
+            ("dt_proj.weight", "dt_proj_weight"),
+            ("dt_proj.bias", "dt_proj_bias"),
+            ("A_log", "A_log"),
+            ("D", "D"),
+        ] {
+            names = join(names, native, piece(foreign));
+        }
+        names = names.rename(from, "backbone.layers.*.mixer");
+    }
+    names
+}
+
+/// Gate and value of the MLP in one map, and adapters below the shared block for each layer that uses it.
+pub(super) fn zamba2(checkpoint: &Checkpoint, hybrid: &[usize], blocks: usize, sizes: &Sizes) -> Names {
+    const BLOCK: &str = "shared_transformer";
+    let mut names = common()
+        .rename("model.layers.*.mamba", "backbone.layers.*.mixer")
+        .rename("model.layers.*.mamba_decoder.mamba", "backbone.layers.*.mixer");
+    let hidden = sizes.hidden;
+    // Stored as [gate, value].
+    let swapped = |from: &str| [hidden, 0].map(|start| Piece::of(from.to_owned()).take(0, start, hidden));
+    for first in 0..blocks.min(hybrid.len()) {
+        let uses: Vec<(usize, usize)> =
+            hybrid.iter().copied().enumerate().skip(first).step_by(blocks).collect();
+        let layers: Vec<usize> = uses.iter().map(|(_, layer)| *layer).collect();
+        names = block(names, checkpoint, BLOCK, &layers);
+        let Some(source) = holder(checkpoint, BLOCK, &layers) else { continue };
+        let from = format!("model.layers.{source}.{BLOCK}");
+        let mlp = format!("backbone.layers.{}.mlp", hybrid[first]);
+        names = names
+            .join(format!("{mlp}.fc1"), swapped(&format!("{from}.feed_forward.gate_up_proj")))
+            .rename(format!("{from}.feed_forward.down_proj"), format!("{mlp}.fc2"));
+        for (use_index, layer) in uses {
+            let to = format!("backbone.layers.{layer}");
+            let adapter = format!("{from}.feed_forward.gate_up_proj_adapter_list.{use_index}");
+            names = names
+                .rename(format!("{adapter}.0"), format!("{to}.mlp.adapter.0"))
+                .join(format!("{to}.mlp.adapter.1"), swapped(&format!("{adapter}.1")));
+            for part in ["q", "k", "v"] {
+                let list = format!("{from}.self_attn.linear_{part}_adapter_list.{use_index}");
+                names = names.rename(list, format!("{to}.attn.{part}_adapter"));
+            }
+        }
+    }
+    names
+}
