@@ -156,6 +156,13 @@ fn configurations() {
         ("qwen3", "num_hidden_layers"),
         ("qwen3_moe", "hidden_size"),
         ("qwen3_next", "vocab_size"),
+        ("hgrn2-fla", "hidden_size"),
+        ("recurrent_gemma", "hidden_size"),
+        ("recurrent_gemma", "num_hidden_layers"),
+        ("xlstm", "vocab_size"),
+        ("zamba", "hidden_size"),
+        ("zamba2", "num_hidden_layers"),
+        ("zamba2", "vocab_size"),
     ];
     for (model, key) in keys {
         let dir = copy(model);
@@ -218,6 +225,43 @@ fn layer_arguments() {
     ] {
         let fresh = copy("mamba2attn-orig");
         std::fs::copy(fresh.path().join("config.json"), dir.path().join("config.json")).unwrap();
+        edit_config(dir.path(), |config| {
+            config.insert(key.into(), value);
+        });
+        refused(dir.path(), &[part]);
+    }
+}
+
+/// Options of one family each.
+#[test]
+fn family_options() {
+    let cases = [
+        ("hgrn2-fla", "expand_ratio", json!(5), "expand_ratio: 5 does not divide"),
+        ("xlstm", "use_bias", json!(true), "use_bias: expected false"),
+        ("xlstm", "add_out_norm", json!(false), "add_out_norm: expected true"),
+        ("xlstm", "weight_mode", json!("half"), "weight_mode: expected \"single\" or \"fused\""),
+        ("xlstm", "gate_soft_cap", json!(-1), "gate_soft_cap: expected a number > 0"),
+        ("xlstm", "num_blocks", json!(7), "num_blocks: expected 2 as in num_hidden_layers, found 7"),
+        ("xlstm", "num_heads", json!(5), "num_heads: 5 does not divide"),
+        ("recurrent_gemma", "block_types", json!(["recurrent", "x"]), "block_types[1]: expected one of"),
+        ("recurrent_gemma", "hidden_activation", json!("tanh"), "hidden_activation: expected"),
+        ("recurrent_gemma", "logits_soft_cap", json!("30"), "logits_soft_cap: expected a number"),
+        ("zamba", "layers_block_type", json!(["mamba"]), "expected a kind for each of 5 layers, found 1"),
+        ("zamba", "n_mamba_heads", json!(3), "n_mamba_heads: 3 does not divide"),
+        ("zamba", "mamba_d_state", json!(1e18), "mamba_d_state: expected a whole number"),
+        ("zamba2", "mamba_headdim", json!(7), "mamba_headdim: expected"),
+        ("zamba2", "hidden_act", json!("tanh"), "hidden_act: expected"),
+        ("zamba2", "adapter_rank", json!(-1), "adapter_rank: expected a whole number"),
+        ("zamba2", "num_mem_blocks", json!(2), "missing"),
+        (
+            "zamba2",
+            "attention_hidden_size",
+            json!(32),
+            "attention_hidden_size: expected 2 x hidden_size = 64",
+        ),
+    ];
+    for (model, key, value, part) in cases {
+        let dir = copy(model);
         edit_config(dir.path(), |config| {
             config.insert(key.into(), value);
         });

@@ -216,12 +216,10 @@ pub(super) fn attention_names(
 /// A branch at `path` after `norm`, with a factor before and one after.
 pub(super) fn branch(mixer: Arc<dyn MixerConfig>, path: &str, norm: &str, factors: (f64, f64)) -> Branch {
     Branch {
-        mixer,
-        path: path.into(),
         pre_norm: Some(norm.into()),
-        post_norm: None,
         input_multiplier: factors.0,
         output_multiplier: factors.1,
+        ..Branch::new(mixer, path)
     }
 }
 
