@@ -123,7 +123,7 @@ impl Mamba2 {
     fn project(&self, u: &Tensor) -> Result<Projection> {
         let all = self.in_proj.forward(u)?;
         let all = match &self.multipliers {
-            Some(factors) => all.broadcast_mul(factors)?,
+            Some(factors) => all.broadcast_mul(&factors.to_dtype(all.dtype())?)?,
             None => all,
         };
         let (mlp, gn) = (self.d_inner - self.d_ssm, self.config.ngroups * self.config.d_state);
@@ -279,14 +279,14 @@ impl Mixer for Mamba2 {
     }
 }
 
-/// The factors on in_proj's rows, in the activations' dtype.
+/// The factors on in_proj's rows, in full precision.
 fn multipliers(config: &Mamba2Config, d_model: usize, vb: &VarBuilder) -> Result<Option<Tensor>> {
     let Some([z, x, b, c, dt]) = config.ssm_multipliers else { return Ok(None) };
     let (d_ssm, gn) = (config.d_ssm(d_model), config.ngroups * config.d_state);
     let mlp = config.d_inner(d_model) - d_ssm;
     let parts = [(1.0, 2 * mlp), (z, d_ssm), (x, d_ssm), (b, gn), (c, gn), (dt, config.n_heads(d_model))];
     let rows: Vec<f64> = parts.iter().flat_map(|&(factor, n)| std::iter::repeat_n(factor, n)).collect();
-    Tensor::new(rows, &Device::Cpu)?.to_dtype(vb.activation_dtype())?.to_device(vb.device()).map(Some)
+    Tensor::new(rows, &Device::Cpu)?.to_dtype(state_dtype(vb.dtype()))?.to_device(vb.device()).map(Some)
 }
 
 /// A = -exp(A_log): negative, so that the state decays.
