@@ -141,11 +141,12 @@ mod tests {
         let dir = tempfile::tempdir().map_err(Error::new)?;
         let path = dir.path().join("t.safetensors");
         let n = PIECE + 3;
-        let values = Tensor::arange(0f32, n as f32, &Device::Cpu)?;
+        let values: Vec<f32> = (0..n).map(|i| (i % 97) as f32).collect();
+        let values = Tensor::from_vec(values, n, &Device::Cpu)?;
         let mut tensors: Vec<(String, Tensor)> =
             [DType::F64, DType::F32, DType::F16, DType::BF16, DType::U32]
                 .iter()
-                .map(|&dtype| Ok((format!("{dtype:?}"), (&values % 97.0)?.to_dtype(dtype)?)))
+                .map(|&dtype| Ok((format!("{dtype:?}"), values.to_dtype(dtype)?)))
                 .collect::<Result<_>>()?;
         tensors.push(("turned".into(), Tensor::arange(0u32, 6, &Device::Cpu)?.reshape((2, 3))?.t()?));
         tensors.push(("empty".into(), Tensor::zeros((0, 4), DType::F32, &Device::Cpu)?));

@@ -21,8 +21,8 @@ pub struct Layout {
     names: Names,
     /// The text of `config.json`; a few families have none.
     pub(super) config: Option<String>,
-    /// Shapes in the checkpoint that the model comes from.
-    shapes: BTreeMap<String, Vec<usize>>,
+    /// Shapes and types in the checkpoint that the model comes from.
+    stored: BTreeMap<String, (Vec<usize>, Option<DType>)>,
 }
 
 impl Layout {
@@ -34,12 +34,12 @@ impl Layout {
         let path = planned.folder().join("config.json");
         let config = path.exists().then(|| files::read_text(&path)).transpose()?;
         let tensors = planned.report.loaded.iter().flat_map(|t| t.stored_as.split(" + "));
-        let shapes = tensors.filter_map(|name| Some((name.to_owned(), planned.stored_shape(name)?.to_vec())));
+        let stored = tensors.filter_map(|name| Some((name.to_owned(), planned.stored(name)?)));
         Ok(Self {
             family: planned.family(),
             names: planned.names().clone(),
             config,
-            shapes: shapes.collect(),
+            stored: stored.collect(),
         })
     }
 
@@ -73,7 +73,7 @@ impl Layout {
         if padded(&import.architecture).hash() != padded(architecture).hash() {
             return Err(beyond("its configuration would stand for another model"));
         }
-        Ok(Self { family, names: import.names, config: Some(text), shapes: BTreeMap::new() })
+        Ok(Self { family, names: import.names, config: Some(text), stored: BTreeMap::new() })
     }
 
     /// The tensors to write, for parameters of these names, shapes and types.
@@ -86,12 +86,17 @@ impl Layout {
     ) -> Result<Vec<(TensorEntry, Foreign)>> {
         let shapes: Vec<(&str, &[usize])> =
             parameters.iter().map(|(name, shape, _)| (*name, *shape)).collect();
-        let stored = |name: &str| self.shapes.get(name).cloned();
+        let stored = |name: &str| self.stored.get(name).map(|(shape, _)| shape.clone());
         let tensors = self.names.backward(&shapes, &stored);
         let tensors = tensors.map_err(|e| Error::new(format!("the {} layout: {e}", self.family)))?;
         let entry = |tensor: &Foreign| {
             let dtypes = tensor.parts.iter().map(|part| parameters[part.parameter].2);
-            let dtype = dtypes.reduce(wider).unwrap_or(DType::F32);
+            let dtype = match tensor.parts.iter().any(|part| part.plus != 0.0) {
+                // Less the constant, the values are what they were.
+                true => self.stored.get(&tensor.name).and_then(|(_, dtype)| *dtype),
+                false => dtypes.reduce(wider),
+            };
+            let dtype = dtype.unwrap_or(DType::F32);
             TensorEntry { name: tensor.name.clone(), dtype, shape: tensor.shape.clone() }
         };
         Ok(tensors.into_iter().map(|tensor| (entry(&tensor), tensor)).collect())

@@ -43,14 +43,17 @@ const BESIDE: [&str; 8] = [
 ];
 
 impl Exporter {
-    /// The model of a checkpoint; each parameter in the type that it is stored in, or in `dtype` (norms, decays and the
-    /// like at least in f32).
+    /// The model of a checkpoint; each parameter in the type that it is stored in (in f64 where a constant is added to what
+    /// is stored: nothing is rounded), or in `dtype` (norms, decays and the like at least in f32).
     ///
     /// # Errors
     /// If a file that goes along cannot be read.
     pub fn of_checkpoint(planned: &Planned, dtype: Option<DType>) -> Result<Self> {
         let loaded = &planned.report.loaded;
         let stored = |p: &ParameterGroup| {
+            if planned.names().adds_to(&p.name) {
+                return DType::F64;
+            }
             let found = loaded.iter().find(|t| t.name == p.name);
             found.and_then(|t| StoredType::float(t.dtype)).unwrap_or(DType::F32)
         };

@@ -176,6 +176,11 @@ impl Names {
         renamed.chain([native.to_owned()])
     }
 
+    /// Whether a constant is added to what is stored of this parameter.
+    pub fn adds_to(&self, native: &str) -> bool {
+        self.joins.iter().any(|join| join.plus != 0.0 && matched(&join.native, native).is_some())
+    }
+
     /// The rule of a [`Destination`].
     pub fn rule(&self, index: usize) -> Option<&Join> {
         self.joins.get(index)

@@ -157,9 +157,9 @@ impl Planned {
         self.tensors.names()
     }
 
-    /// The shape of a stored tensor, by its name in the checkpoint.
-    pub fn stored_shape(&self, name: &str) -> Option<&[usize]> {
-        self.tensors.checkpoint.get(name).map(|stored| &stored.shape[..])
+    /// The shape of a stored tensor and its type, if that is floating-point, by its name in the checkpoint.
+    pub fn stored(&self, name: &str) -> Option<(Vec<usize>, Option<DType>)> {
+        self.tensors.checkpoint.get(name).map(|stored| (stored.shape.clone(), stored.dtype.float()))
     }
 
     /// Bytes that will be read.
