@@ -76,6 +76,7 @@ fn equals_the_dense_map_of_its_numbers() -> Result<()> {
             (16, 256, 70),
             (17, 256, 70),
             (40, 1024, 600),
+            (67, 512, 45),
         ] {
             let w = any_blocks(format, outputs, columns);
             let x = random(2, &[rows, columns], DType::F64);

@@ -1,4 +1,7 @@
-//! Text to tokens and back: `tokenizer.json`, or bytes.
+//! Text to tokens and back: `tokenizer.json`, the vocabulary in a GGUF file, or bytes.
+
+mod gguf;
+mod world;
 
 use std::fmt;
 use std::panic::AssertUnwindSafe;
@@ -7,31 +10,42 @@ use std::path::Path;
 use semisep_models::normal::ModelConfig;
 use serde::de::IgnoredAny;
 
+use crate::checkpoint;
 use crate::files::read_text;
 use crate::import::Fields;
 use crate::{Error, Result};
+pub use world::World;
 
 /// A tokenizer.
 pub enum Tokenizer {
     /// From `tokenizer.json`.
     Trained(Box<tokenizers::Tokenizer>),
+    /// RWKV's vocabulary, from a GGUF file.
+    World(Box<World>),
     /// Ids 0 to 255 are bytes; other ids are no text.
     Bytes,
 }
 
 impl Tokenizer {
-    /// The tokenizer of a model folder: `tokenizer.json`, else bytes.
+    /// The tokenizer of a model folder or GGUF file: `tokenizer.json`, for a file that beside it, else that of a GGUF file,
+    /// else bytes.
     ///
     /// # Errors
     /// If `tokenizer.json` is damaged, or there is none and the vocabulary has no room for bytes.
     pub fn open(folder: &Path, model: &ModelConfig) -> Result<Self> {
-        let path = folder.join("tokenizer.json");
+        let path = if folder.is_dir() { folder } else { folder.parent().unwrap_or(Path::new("")) };
+        let path = path.join("tokenizer.json");
         if path.exists() {
             let text = read_text(&path)?;
             let damaged = |e: &dyn fmt::Display| Error::at(&path, format!("expected a tokenizer: {e}"));
             let _: IgnoredAny = serde_json::from_str(&text).map_err(|e| damaged(&e))?;
             let parsed = guarded(|| text.parse().map_err(|e: tokenizers::Error| damaged(&e)));
             return Ok(Self::Trained(Box::new(parsed.map_err(|e| e.in_file(&path))?)));
+        }
+        if let Some((path, metadata)) = checkpoint::gguf_metadata(folder)?
+            && let Some(tokenizer) = gguf::tokenizer(&path, &metadata)?
+        {
+            return Ok(tokenizer);
         }
         if model.vocab_size < 256 {
             let message = format!(
@@ -65,6 +79,7 @@ impl Tokenizer {
                 let encoding = guarded(|| tokenizer.encode(text, special).map_err(failed))?;
                 Ok(encoding.get_ids().to_vec())
             }
+            Self::World(world) => world.encode(text),
             Self::Bytes => Ok(text.bytes().map(u32::from).collect()),
         }
     }
@@ -76,6 +91,7 @@ impl Tokenizer {
     pub fn decode(&self, tokens: &[u32]) -> Result<String> {
         match self {
             Self::Trained(tokenizer) => guarded(|| tokenizer.decode(tokens, true).map_err(failed)),
+            Self::World(world) => Ok(world.decode(tokens)),
             Self::Bytes => {
                 let bytes: Vec<u8> = tokens.iter().filter_map(|&t| u8::try_from(t).ok()).collect();
                 Ok(String::from_utf8_lossy(&bytes).into_owned())
@@ -160,7 +176,8 @@ fn without_incomplete(text: &str) -> &str {
     complete
 }
 
-/// The tokens that end a text: `eos_token_id` of `generation_config.json`, else of `config.json`; a number or a list.
+/// The tokens that end a text: `eos_token_id` of `generation_config.json`, else of `config.json`, else of a GGUF file; a
+/// number or a list.
 ///
 /// # Errors
 /// If a file is damaged, or the value is something else.
@@ -197,7 +214,7 @@ fn token_ids(folder: &Path, key: &str) -> Result<Option<Vec<u32>>> {
             }
         };
     }
-    Ok(None)
+    Ok(checkpoint::gguf_metadata(folder)?.and_then(|(_, metadata)| gguf::special(&metadata, key)))
 }
 
 #[cfg(test)]

@@ -20,14 +20,14 @@ fn error(name: &str, quant: BlockFormat) -> f64 {
     forms.iter().map(|form| form.relative).fold(0.0, f64::max)
 }
 
-/// Eight bits lose a few hundredths of the largest logit at the most, four bits some tenths: these models are
-/// tiny, so that nothing averages out.
+/// Eight bits lose some hundredths of the largest logit (half precision loses a third of that), four bits some sixteen times as much, as their steps
+/// are so much larger: these models are tiny, so that nothing averages out.
 #[test]
 fn errors_stay_in_proportion_to_the_bits() {
     for name in ["mamba-hf", "mamba2-hf", "mamba2attn-mlp-orig", "rwkv6-pth", "rwkv7-pth", "gla-fla"] {
         let (eight, four) = (error(name, BlockFormat::Q8_0), error(name, BlockFormat::Q4_0));
-        assert!(eight > 1e-5 && eight < 5e-2, "{name}: q8_0 {eight}");
-        assert!(four > eight && four < 0.4, "{name}: q4_0 {four}, q8_0 {eight}");
+        assert!(eight > 1e-5 && eight < 0.1, "{name}: q8_0 {eight}");
+        assert!(four > 2.0 * eight && four < 40.0 * eight, "{name}: q4_0 {four}, q8_0 {eight}");
     }
 }
 

@@ -4,6 +4,8 @@ use candle_core::{DType, Device, Tensor, WithDType};
 use half::vec::HalfBitsVecExt;
 use half::{bf16, f16};
 use rayon::prelude::*;
+use semisep_core::BlockFormat;
+use semisep_kernels::Quantised;
 
 use super::{Stored, StoredType, View};
 use crate::files::Mapped;
@@ -67,19 +69,21 @@ fn to<T: Target>(sources: &[Source<'_>], shape: &[usize], device: &Device, plus:
 }
 
 fn read<T: Target>(source: &Source<'_>, values: &mut [T], plus: f64) -> Result<()> {
+    let change = Change { plus, log_negative: source.stored.log_negative };
     match source.stored.dtype {
-        StoredType::F64 => read_as::<f64, T>(source, values, plus),
-        StoredType::F32 => read_as::<f32, T>(source, values, plus),
-        StoredType::F16 => read_as::<f16, T>(source, values, plus),
-        StoredType::BF16 => read_as::<bf16, T>(source, values, plus),
-        StoredType::I64 => read_as::<i64, T>(source, values, plus),
-        StoredType::I32 => read_as::<i32, T>(source, values, plus),
-        StoredType::I16 => read_as::<i16, T>(source, values, plus),
-        StoredType::I8 => read_as::<i8, T>(source, values, plus),
-        StoredType::U64 => read_as::<u64, T>(source, values, plus),
-        StoredType::U32 => read_as::<u32, T>(source, values, plus),
-        StoredType::U16 => read_as::<u16, T>(source, values, plus),
-        StoredType::U8 => read_as::<u8, T>(source, values, plus),
+        StoredType::F64 => read_as::<f64, T>(source, values, change),
+        StoredType::F32 => read_as::<f32, T>(source, values, change),
+        StoredType::F16 => read_as::<f16, T>(source, values, change),
+        StoredType::BF16 => read_as::<bf16, T>(source, values, change),
+        StoredType::I64 => read_as::<i64, T>(source, values, change),
+        StoredType::I32 => read_as::<i32, T>(source, values, change),
+        StoredType::I16 => read_as::<i16, T>(source, values, change),
+        StoredType::I8 => read_as::<i8, T>(source, values, change),
+        StoredType::U64 => read_as::<u64, T>(source, values, change),
+        StoredType::U32 => read_as::<u32, T>(source, values, change),
+        StoredType::U16 => read_as::<u16, T>(source, values, change),
+        StoredType::U8 => read_as::<u8, T>(source, values, change),
+        StoredType::Blocks(format) => read_blocks(source, format, values, change)?,
         StoredType::Bool | StoredType::Unknown | StoredType::Other { .. } => {
             let stored = source.stored;
             let message = format!("{} has elements of type {}, expected numbers", stored.name, stored.dtype);
@@ -89,14 +93,14 @@ fn read<T: Target>(source: &Source<'_>, values: &mut [T], plus: f64) -> Result<(
     Ok(())
 }
 
-fn read_as<S: Element, T: Target>(source: &Source<'_>, values: &mut [T], plus: f64) {
+fn read_as<S: Element, T: Target>(source: &Source<'_>, values: &mut [T], change: Change) {
     let Source { file, stored, view } = source;
     if values.is_empty() {
         return;
     }
     if view.run() < values.len() {
         let range = stored.offset..stored.offset + stored.bytes;
-        gather::<S, T>(&file.bytes()[range.clone()], view, values, plus);
+        gather::<S, T>(&file.bytes()[range.clone()], view, values, change);
         file.release(range);
         return;
     }
@@ -106,28 +110,65 @@ fn read_as<S: Element, T: Target>(source: &Source<'_>, values: &mut [T], plus: f
         let range = start..start + piece.len() * S::WIDTH;
         let bytes = &file.bytes()[range.clone()];
         if piece.len() <= TASK {
-            cast_all::<S, T>(bytes, piece, plus);
+            cast_all::<S, T>(bytes, piece, change);
         } else {
             candle_core::utils::with_threadpool(|| {
                 let tasks = piece.par_chunks_mut(TASK).zip(bytes.par_chunks(TASK * S::WIDTH));
-                tasks.for_each(|(values, bytes)| cast_all::<S, T>(bytes, values, plus));
+                tasks.for_each(|(values, bytes)| cast_all::<S, T>(bytes, values, change));
             });
         }
         file.release(range);
     }
 }
 
-fn cast_all<S: Element, T: Target>(bytes: &[u8], values: &mut [T], plus: f64) {
+/// What happens to elements on their way.
+#[derive(Clone, Copy, PartialEq)]
+struct Change {
+    /// `ln(-x)` in the stead of x.
+    log_negative: bool,
+    /// Added to that.
+    plus: f64,
+}
+
+fn cast_all<S: Element, T: Target>(bytes: &[u8], values: &mut [T], change: Change) {
     let pairs = values.iter_mut().zip(bytes.chunks_exact(S::WIDTH));
-    if plus == 0.0 {
+    let Change { log_negative, plus } = change;
+    if log_negative {
+        pairs.for_each(|(value, bytes)| *value = T::of_f64((-S::read(bytes).f64()).ln() + plus));
+    } else if plus == 0.0 {
         pairs.for_each(|(value, bytes)| *value = cast::<S, T>(bytes));
     } else {
         pairs.for_each(|(value, bytes)| *value = T::of_f64(S::read(bytes).f64() + plus));
     }
 }
 
+/// Elements of quantised blocks: the blocks become numbers first, all of them where the view jumps.
+fn read_blocks<T: Target>(
+    source: &Source<'_>,
+    format: BlockFormat,
+    values: &mut [T],
+    change: Change,
+) -> Result<()> {
+    let Source { file, stored, view } = source;
+    let run = view.run() >= values.len();
+    let whole = |n: usize| n.is_multiple_of(format.weights());
+    let (first, elements) = match run && whole(view.start) && whole(values.len()) {
+        true => (view.start, values.len()),
+        false => (0, stored.elements),
+    };
+    let start = stored.offset + format.row_bytes(first).unwrap_or(0);
+    let range = start..start + format.row_bytes(elements).unwrap_or(0);
+    let blocks = Quantised::new(format, (1, elements), file.bytes()[range.clone()].to_vec())?;
+    file.release(range);
+    let numbers = blocks.dequantise(DType::F32)?.flatten_all()?.to_vec1::<f32>()?;
+    let bytes: Vec<u8> = numbers.into_iter().flat_map(f32::to_le_bytes).collect();
+    let view = View { start: view.start - first, ..(*view).clone() };
+    gather::<f32, T>(&bytes, &view, values, change);
+    Ok(())
+}
+
 /// Elements in row-major order of a view that jumps.
-fn gather<S: Element, T: Target>(bytes: &[u8], view: &View, values: &mut [T], plus: f64) {
+fn gather<S: Element, T: Target>(bytes: &[u8], view: &View, values: &mut [T], change: Change) {
     let Some((&inner, outer)) = view.shape.split_last() else { return };
     let step = view.strides[outer.len()];
     let row = |number: usize, row: &mut [T]| {
@@ -137,12 +178,12 @@ fn gather<S: Element, T: Target>(bytes: &[u8], view: &View, values: &mut [T], pl
             rest /= d;
         }
         if step == 1 || inner == 1 {
-            cast_all::<S, T>(&bytes[at * S::WIDTH..(at + inner) * S::WIDTH], row, plus);
+            cast_all::<S, T>(&bytes[at * S::WIDTH..(at + inner) * S::WIDTH], row, change);
             return;
         }
         for (j, value) in row.iter_mut().enumerate() {
             let element = (at + j * step) * S::WIDTH;
-            cast_all::<S, T>(&bytes[element..element + S::WIDTH], std::slice::from_mut(value), plus);
+            cast_all::<S, T>(&bytes[element..element + S::WIDTH], std::slice::from_mut(value), change);
         }
     };
     if values.len() <= TASK {
@@ -260,7 +301,16 @@ mod tests {
         bytes: usize,
     ) -> Stored {
         let elements = shape.iter().product();
-        Stored { name: "t".into(), dtype, shape: shape.into(), strides, file: 0, offset, bytes, elements }
+        Stored {
+            name: "t".into(),
+            dtype,
+            shape: shape.into(),
+            strides,
+            offset,
+            bytes,
+            elements,
+            ..Stored::default()
+        }
     }
 
     /// Over several tasks and pieces, from an odd offset: every element arrives, in every dtype.

@@ -3,9 +3,10 @@
 use std::fmt;
 
 use candle_core::DType;
+use semisep_core::BlockFormat;
 
 /// The type of a stored tensor's elements, little-endian.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 #[expect(missing_docs, reason = "the names say it")]
 pub enum StoredType {
     F64,
@@ -21,7 +22,10 @@ pub enum StoredType {
     U16,
     U8,
     Bool,
+    /// Quantised blocks.
+    Blocks(BlockFormat),
     /// A type that this version does not know; its tensors are listed and not read.
+    #[default]
     Unknown,
     /// A type that no weight of this zoo has; its tensors are listed and not read.
     Other {
@@ -68,7 +72,7 @@ impl StoredType {
         NAMES.iter().find(|(n, _)| *n == name).map(|(_, dtype)| *dtype)
     }
 
-    /// Bits an element.
+    /// Bits an element; of blocks, rounded up.
     pub fn bits(self) -> usize {
         match self {
             Self::F64 | Self::I64 | Self::U64 => 64,
@@ -76,12 +80,16 @@ impl StoredType {
             Self::F16 | Self::BF16 | Self::I16 | Self::U16 => 16,
             Self::I8 | Self::U8 | Self::Bool => 8,
             Self::Other { bits, .. } => bits,
+            Self::Blocks(format) => (8 * format.bytes()).div_ceil(format.weights()),
             Self::Unknown => 0,
         }
     }
 
-    /// Bytes of this many elements; `None` if that overflows or is no whole number of bytes.
+    /// Bytes of this many elements; `None` if that overflows or is no whole number of bytes or blocks.
     pub fn bytes(self, elements: usize) -> Option<usize> {
+        if let Self::Blocks(format) = self {
+            return format.row_bytes(elements);
+        }
         let bits = elements.checked_mul(self.bits())?;
         bits.is_multiple_of(8).then_some(bits / 8)
     }
@@ -100,6 +108,9 @@ impl StoredType {
 
 impl fmt::Display for StoredType {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Self::Blocks(format) = self {
+            return f.write_str(format.name());
+        }
         f.write_str(NAMES.iter().find(|(_, dtype)| dtype == self).map_or("an unknown type", |(name, _)| name))
     }
 }

@@ -2,6 +2,7 @@
 
 mod convert;
 mod dtype;
+mod gguf;
 mod pickle;
 mod safetensors;
 mod shards;
@@ -13,8 +14,10 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Device, Tensor};
+use semisep_core::BlockFormat;
 
 pub use dtype::StoredType;
+pub use gguf::{Metadata, Value, metadata as gguf_metadata};
 pub use view::View;
 pub use write::{TensorEntry, write_safetensors, write_tensors};
 
@@ -25,7 +28,7 @@ use crate::{Error, Result};
 const MAX_RANK: usize = 8;
 
 /// One tensor as it lies in a file.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct Stored {
     /// Its name in the file.
     pub name: String,
@@ -35,6 +38,10 @@ pub struct Stored {
     pub shape: Vec<usize>,
     /// Strides in elements, where they are not row-major (PyTorch files only).
     strides: Option<Vec<usize>>,
+    /// Where the elements lie, if in neither of these ways (GGUF files only).
+    order: Option<View>,
+    /// Each value x stands for `ln(-x)` (GGUF files only).
+    log_negative: bool,
     /// Which file of the checkpoint.
     file: usize,
     /// First byte in the file.
@@ -50,6 +57,7 @@ pub struct Stored {
 pub struct Checkpoint {
     files: Vec<Mapped>,
     tensors: BTreeMap<String, Stored>,
+    gguf: Option<Metadata>,
 }
 
 /// A tensor read from a checkpoint.
@@ -60,9 +68,17 @@ pub struct Read {
     pub non_finite: usize,
 }
 
+/// Whether a path can hold a model: a folder or a GGUF file.
+pub fn is_model(path: &Path) -> bool {
+    path.is_dir() || gguf::is_file(path)
+}
+
 impl Stored {
     /// All of its elements.
     pub fn view(&self) -> View {
+        if let Some(order) = &self.order {
+            return order.clone();
+        }
         let whole = View::whole(&self.shape);
         match &self.strides {
             Some(strides) => View { strides: strides.clone(), ..whole },
@@ -74,7 +90,7 @@ impl Stored {
 impl Checkpoint {
     /// The weights of a folder: `model.safetensors`, else its shards by `model.safetensors.index.json`, else
     /// `pytorch_model.bin`, else its shards by `pytorch_model.bin.index.json`, else Lightning's `weights.ckpt`, else the
-    /// only `.pth` file.
+    /// only `.pth` file, else the only `.gguf` file; or a `.gguf` file itself.
     ///
     /// # Errors
     /// If there are none, or several `.pth` files, or a file is damaged, holds code, or lies outside of the folder.
@@ -93,6 +109,9 @@ impl Checkpoint {
     /// # Errors
     /// As for [`Checkpoint::open`], but for weights that are not there.
     pub fn find(folder: &Path) -> Result<Option<Self>> {
+        if gguf::is_file(folder) {
+            return gguf::open(folder).map(Some);
+        }
         if !folder.is_dir() {
             return Err(Error::at(folder, "expected a folder with a checkpoint, found none")
                 .hint("name the folder that holds config.json and the weights"));
@@ -108,7 +127,7 @@ impl Checkpoint {
             }
         }
         match &pth_files(folder)?[..] {
-            [] => Ok(None),
+            [] => gguf::in_folder(folder)?.map(|path| gguf::open(&path)).transpose(),
             [name] => Self::open_files(&[inside(folder, name)?]).map(Some),
             [first, second, ..] => {
                 Err(Error::at(folder, format!("expected one .pth file, found several: {first}, {second}"))
@@ -122,7 +141,7 @@ impl Checkpoint {
     /// # Errors
     /// If a file is damaged or holds code, or two hold a tensor of the same name.
     pub fn open_files(paths: &[PathBuf]) -> Result<Self> {
-        let mut checkpoint = Self { files: Vec::with_capacity(paths.len()), tensors: BTreeMap::new() };
+        let mut checkpoint = Self { files: Vec::with_capacity(paths.len()), ..Self::empty() };
         for (file, path) in paths.iter().enumerate() {
             let mapped = Mapped::open(path)?;
             let is_safetensors = path.extension().is_some_and(|e| e == "safetensors");
@@ -148,6 +167,12 @@ impl Checkpoint {
         file.map_or_else(|| Ok(BTreeMap::new()), |file| safetensors::metadata(file.bytes(), file.path()))
     }
 
+    /// What the file says of itself, if it is a GGUF file: its tensors then have the names and the order of elements that
+    /// the family's checkpoints have.
+    pub fn gguf(&self) -> Option<&Metadata> {
+        self.gguf.as_ref()
+    }
+
     /// All tensors by name.
     pub fn tensors(&self) -> impl Iterator<Item = &Stored> {
         self.tensors.values()
@@ -165,7 +190,7 @@ impl Checkpoint {
 
     /// Without any tensor: of a folder that holds a configuration alone.
     pub fn empty() -> Self {
-        Self { files: Vec::new(), tensors: BTreeMap::new() }
+        Self { files: Vec::new(), tensors: BTreeMap::new(), gguf: None }
     }
 
     /// Whether there are no tensors.
@@ -215,9 +240,40 @@ impl Checkpoint {
         Ok(Read { tensor: converted.tensor, non_finite: converted.non_finite })
     }
 
+    /// The quantised blocks of parts of tensors, one after the other, as they lie in the files: rows of `columns`. `None` if
+    /// the parts are no blocks of one format, and of `wanted` if that is given, or do not consist of whole rows.
+    pub fn blocks(
+        &self,
+        parts: &[(&Stored, View)],
+        columns: usize,
+        wanted: Option<BlockFormat>,
+    ) -> Option<(BlockFormat, Vec<u8>)> {
+        let StoredType::Blocks(format) = parts.first()?.0.dtype else { return None };
+        let row_bytes = format.row_bytes(columns).filter(|n| *n > 0 && wanted.is_none_or(|w| w == format))?;
+        let mut blocks = Vec::new();
+        for (stored, view) in parts {
+            let run = view.run();
+            let whole = stored.dtype == StoredType::Blocks(format)
+                && !stored.log_negative
+                && run.is_multiple_of(columns)
+                && view.start.is_multiple_of(columns);
+            if !whole {
+                return None;
+            }
+            let file = &self.files[stored.file];
+            for first in view.runs() {
+                let start = stored.offset + first / columns * row_bytes;
+                let range = start..start + run / columns * row_bytes;
+                blocks.extend_from_slice(file.bytes().get(range.clone())?);
+                file.release(range);
+            }
+        }
+        Some((format, blocks))
+    }
+
     /// Whether two tensors hold the same bytes in the same shape.
     pub fn same(&self, a: &Stored, b: &Stored) -> bool {
-        if (a.dtype, &a.shape, &a.strides) != (b.dtype, &b.shape, &b.strides) {
+        if (a.dtype, &a.shape, &a.strides, &a.order) != (b.dtype, &b.shape, &b.strides, &b.order) {
             return false;
         }
         if (a.file, a.offset) == (b.file, b.offset) {

@@ -125,7 +125,8 @@ fn stored(
         ));
     }
     let shape = entry.shape.clone();
-    Ok(Stored { name, dtype, shape, strides: None, file, offset: data_start + begin, bytes, elements })
+    let offset = data_start + begin;
+    Ok(Stored { name, dtype, shape, file, offset, bytes, elements, ..Stored::default() })
 }
 
 /// All entries in the file's order, duplicates included.

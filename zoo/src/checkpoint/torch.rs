@@ -92,7 +92,17 @@ fn stored(name: &str, view: View<'_>, storage: Range<usize>, file: usize) -> Res
         storage.end - offset
     };
     let strides = (!contiguous).then_some(strides);
-    Ok(Stored { name: name.into(), dtype, shape, strides, file, offset, bytes, elements })
+    Ok(Stored {
+        name: name.into(),
+        dtype,
+        shape,
+        strides,
+        file,
+        offset,
+        bytes,
+        elements,
+        ..Stored::default()
+    })
 }
 
 fn is_contiguous(shape: &[usize], strides: &[usize]) -> bool {

@@ -21,8 +21,18 @@ impl View {
         Self { start: 0, shape: shape.into(), strides }
     }
 
-    /// Several axes of one; `None` if there is no such axis or its size is not the product of `sizes`.
+    /// Several axes of one; `None` if there is no such axis or its size is not the product of `sizes`. With one size, so many
+    /// rows may be in several axes already.
     pub fn split(mut self, axis: usize, sizes: &[usize]) -> Option<Self> {
+        if let (0, &[rows]) = (axis, sizes) {
+            let mut product = 1usize;
+            for &d in &self.shape {
+                product = product.checked_mul(d)?;
+                if product == rows {
+                    return Some(self);
+                }
+            }
+        }
         let product = sizes.iter().try_fold(1usize, |n, &d| n.checked_mul(d))?;
         if *self.shape.get(axis)? != product {
             return None;
@@ -57,6 +67,24 @@ impl View {
     /// Elements.
     pub fn elements(&self) -> usize {
         self.shape.iter().product()
+    }
+
+    /// The first elements of all runs of [`View::run`], in order.
+    pub(super) fn runs(&self) -> impl Iterator<Item = usize> {
+        let (mut axes, mut run) = (self.shape.len(), 1);
+        while axes > 0 && (self.shape[axes - 1] == 1 || self.strides[axes - 1] == run) {
+            axes -= 1;
+            run *= self.shape[axes];
+        }
+        let outer = &self.shape[..axes];
+        (0..outer.iter().product::<usize>()).map(move |number| {
+            let (mut at, mut rest) = (self.start, number);
+            for (&d, &stride) in outer.iter().zip(&self.strides).rev() {
+                at += rest % d * stride;
+                rest /= d;
+            }
+            at
+        })
     }
 
     /// The last axes that lie in one run: how many elements.

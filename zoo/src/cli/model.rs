@@ -12,6 +12,7 @@ use semisep_models::DistilledLayer;
 
 use super::pull::Progress;
 use super::say;
+use crate::checkpoint::is_model;
 use crate::hub::Parts;
 use crate::load::{LoadOptions, Loaded, plan};
 use crate::{Error, Result, hub};
@@ -22,9 +23,9 @@ const LARGE: u64 = 256 << 20;
 /// A model and how to load it.
 #[derive(Debug, Args)]
 pub(super) struct ModelArgs {
-    /// Folder with config.json and the weights (model.safetensors, its shards, or pytorch_model.bin), or a model of the
-    /// Hugging Face Hub, OWNER/NAME@REVISION for another revision than main
-    #[arg(value_name = "DIR|OWNER/NAME")]
+    /// Folder with config.json and the weights (model.safetensors, its shards, or pytorch_model.bin), a GGUF file, or a model
+    /// of the Hugging Face Hub, OWNER/NAME@REVISION for another revision than main
+    #[arg(value_name = "DIR|FILE.gguf|OWNER/NAME")]
     model: PathBuf,
     /// Dtype of the weights in memory
     #[arg(long, value_enum, default_value = "f32")]
@@ -99,7 +100,7 @@ fn device(name: &str) -> Result<Where, String> {
     index.map(Where::Cuda).ok_or_else(|| "expected cpu, cuda or cuda:N".into())
 }
 
-/// The folder that a word means, that of a model of the Hub after it has been downloaded; `None` for other words.
+/// The folder or GGUF file that a word means, that of a model of the Hub after it has been downloaded; `None` for other words.
 pub(super) fn folder(word: &Path) -> Result<Option<PathBuf>> {
     found(word, Parts::Whole)
 }
@@ -110,7 +111,7 @@ pub(super) fn configuration(word: &Path) -> Result<Option<PathBuf>> {
 }
 
 fn found(word: &Path, parts: Parts) -> Result<Option<PathBuf>> {
-    if word.is_dir() {
+    if is_model(word) {
         return Ok(Some(word.into()));
     }
     let Some(word) = word.to_str() else { return Ok(None) };

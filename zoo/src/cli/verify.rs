@@ -1,9 +1,10 @@
 //! `semisep verify`
 
 use std::fmt::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use candle_core::DType;
+use semisep_core::WeightType;
 use semisep_models::weights_by_type;
 use serde_json::json;
 
@@ -29,7 +30,7 @@ pub(super) struct Args {
     #[arg(long, value_name = "FILE")]
     expected: Option<PathBuf>,
     /// Largest relative difference [default: 1e-5 in f64 (or f64_tolerance of meta.json), 3e-4 in f32, 3e-2 in bf16, f16;
-    /// none with --quant]
+    /// none for quantised weights]
     #[arg(long, value_parser = positive)]
     tolerance: Option<f64>,
     /// Print one JSON object
@@ -45,16 +46,19 @@ fn positive(text: &str) -> Result<f64, String> {
 impl Args {
     pub(super) fn run(&self) -> Result<Outcome> {
         let folder = self.model.folder()?;
-        let tokens = self.tokens.clone().unwrap_or_else(|| folder.join("tokens.json"));
-        let expected = self.expected.clone().unwrap_or_else(|| folder.join("expected.safetensors"));
+        let beside = if folder.is_dir() { &*folder } else { folder.parent().unwrap_or(Path::new("")) };
+        let tokens = self.tokens.clone().unwrap_or_else(|| beside.join("tokens.json"));
+        let expected = self.expected.clone().unwrap_or_else(|| beside.join("expected.safetensors"));
         let expected = Expected::open(&tokens, &expected)?;
         let dtype = DType::from(self.model.dtype);
-        let tolerance = self.tolerance.unwrap_or_else(|| match self.model.quant.quant {
-            // How much blocks lose depends on the model: the figures are the answer.
-            Some(_) => f64::INFINITY,
-            None => tolerance(dtype, expected.f64_tolerance()),
-        });
         let loaded = self.model.load(&folder)?;
+        let mut held = loaded.model.parameter_groups().iter().filter_map(|group| group.held);
+        let blocks = held.any(|held| matches!(held, WeightType::Blocks(_)));
+        let tolerance = self.tolerance.unwrap_or_else(|| match blocks {
+            // How much blocks lose depends on the model: the figures are the answer.
+            true => f64::INFINITY,
+            false => tolerance(dtype, expected.f64_tolerance()),
+        });
         let forms = expected.compare(&loaded.model, tolerance).map_err(|e| e.in_file(&tokens))?;
         let ok = forms.iter().all(|form| form.ok);
         print(&if self.json {

@@ -11,6 +11,7 @@ mod deltanet_fla;
 mod falcon_h1;
 mod fields;
 mod fla;
+mod gguf;
 mod gla_fla;
 mod gpt_neox;
 mod granite_hybrid;
@@ -150,6 +151,9 @@ pub fn import(folder: &Path, checkpoint: &Checkpoint) -> Result<Import> {
     if own.exists() {
         return blueprint::import(&own);
     }
+    if let Some(metadata) = checkpoint.gguf() {
+        return gguf::import(folder, checkpoint, metadata);
+    }
     if !path.exists() {
         if let Some(bare) = BARE.iter().find(|b| (b.detects)(checkpoint)) {
             let folder = Folder { path: folder, config: Fields::new(folder, Default::default()), checkpoint };
@@ -160,13 +164,17 @@ pub fn import(folder: &Path, checkpoint: &Checkpoint) -> Result<Import> {
         return Err(Error::at(&path, "expected the model's configuration, found none")
             .hint("copy config.json from where the weights come from"));
     }
-    let config = Fields::open(&path)?;
-    let importer = IMPORTERS.iter().find(|i| (i.detects)(&config)).ok_or_else(|| unknown(&path, &config))?;
+    understand((folder, &path), checkpoint, Fields::open(&path)?)
+}
+
+/// By the family whose configuration this is; `path` is where it comes from.
+fn understand((folder, path): (&Path, &Path), checkpoint: &Checkpoint, config: Fields) -> Result<Import> {
+    let importer = IMPORTERS.iter().find(|i| (i.detects)(&config)).ok_or_else(|| unknown(path, &config))?;
     let folder = Folder { path: folder, config, checkpoint };
     let import = (importer.import)(&folder);
     // A value that is wrong in itself explains whatever failed because of it.
     folder.config.finish()?;
-    import.map_err(|e| e.in_file(&path))
+    import.map_err(|e| e.in_file(path))
 }
 
 fn unknown(path: &Path, config: &Fields) -> Error {

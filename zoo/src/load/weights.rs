@@ -9,7 +9,7 @@ use semisep_kernels::Quantised;
 
 use super::recipes::{Misfit, Parts, Tensors};
 use super::report::{LoadedTensor, Report};
-use crate::checkpoint::{Stored, View};
+use crate::checkpoint::{Stored, StoredType, View};
 
 /// Most elements of a parameter that no tensor of the checkpoint stands for: layers may compute with what the plan gives
 /// them, and its size is then the configuration's word alone.
@@ -180,13 +180,25 @@ impl Source for Weights {
         format: Option<BlockFormat>,
         device: &Device,
     ) -> CandleResult<Matrix> {
-        let (Some(format), &[rows, columns]) = (format, p.shape.as_slice()) else {
-            return Ok(self.get(p, dtype, device)?.into());
-        };
+        let dense = || Ok(self.get(p, dtype, device)?.into());
+        let (&[rows, columns], true) = (p.shape.as_slice(), device.is_cpu()) else { return dense() };
         let Ok(Parts { parts, plus, .. }) = self.tensors.parts(&p.name, &p.shape) else {
+            let Some(format) = format else { return dense() };
             let numbers = Seeded { seed: 0 }.get(p, DType::F32, &Device::Cpu)?;
             return Ok(Matrix::Quantised(Quantised::quantise(&numbers, format)?));
         };
+        if plus == 0.0
+            && let Some((format, blocks)) = self.tensors.checkpoint.blocks(&parts, columns, format)
+        {
+            if let Some(progress) = &self.progress {
+                progress(blocks.len() as u64);
+            }
+            return Ok(Matrix::Quantised(Quantised::new(format, (rows, columns), blocks)?));
+        }
+        // Blocks of several formats in one matrix: eight bits lose next to nothing of any.
+        let some_blocks = parts.iter().any(|(stored, _)| matches!(stored.dtype, StoredType::Blocks(_)));
+        let mixed = some_blocks.then(|| BlockFormat::Q8_0.for_columns(columns)).flatten();
+        let Some(format) = format.or(mixed) else { return dense() };
         let mut blocks = Vec::new();
         for (part, rows) in runs(parts, columns) {
             let numbers = self.read(&[part], &[rows, columns], DType::F32, &Device::Cpu, plus)?;

@@ -10,8 +10,11 @@ use super::{BlockFormat, Quantised};
 use crate::host::{self, Disjoint, Rows};
 use crate::simd::vectorized;
 
-/// Up to so many rows, weights are made numbers anew for each.
+/// Up to so many rows, weights are made numbers in registers, anew for each few of them.
 const FEW: usize = 16;
+
+/// As [`FEW`], where tiles of rows share what a block gives.
+const FEW_TILED: usize = 64;
 
 /// Instructions that a sweep over blocks is written in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -54,7 +57,7 @@ use Block as Kernel;
 const GRAIN_BYTES: usize = 32 << 10;
 
 /// Numbers of a panel at the most.
-const PANEL: usize = 1 << 22;
+const PANEL: usize = 1 << 20;
 
 /// Calls `$f::<B>` for the block type of a format.
 macro_rules! of_format {
@@ -76,7 +79,7 @@ macro_rules! of_format {
 pub(super) fn forward(x: Rows<f32>, w: &Quantised, bias: Option<&[f32]>, set: Instructions) -> Vec<f32> {
     let [outputs, columns] = w.dims;
     let mut y = vec![0.0; x.rows * outputs];
-    if x.rows <= FEW {
+    if x.rows <= if set == Instructions::Portable { FEW } else { FEW_TILED } {
         of_format!(w.format, few(x, w, bias, &mut y, set));
         return y;
     }
@@ -173,7 +176,7 @@ fn few<B: Kernel>(x: Rows<f32>, w: &Quantised, bias: Option<&[f32]>, y: &mut [f3
     let y = Disjoint::new(y);
     let sweep =
         Sweep { x: &dense, sums: &sums, rows: x.rows, blocks: blocks::<B>(w), per_row, bias, y: &y, outputs };
-    let grain = (GRAIN_BYTES / (per_row * size_of::<B>()).max(1)).max(1).next_multiple_of(2);
+    let grain = (GRAIN_BYTES / (per_row * size_of::<B>()).max(1)).max(1);
     host::spinning(outputs, grain, |range| match set {
         // SAFETY: this instruction set is one that the machine has.
         #[cfg(target_arch = "x86_64")]
