@@ -250,7 +250,7 @@ mod tests {
     }
 
     /// Small whole numbers: sums are exact, in any order.
-    fn check<T: Real>((m, k, n): (usize, usize, usize)) {
+    fn check<T: Real + std::fmt::Debug>((m, k, n): (usize, usize, usize)) {
         for (a_strides, a_len) in [((k + 3, 1), m * (k + 3)), ((1, m + 1), k * (m + 1))] {
             for (b_strides, b_len) in [((n + 2, 1), k * (n + 2)), ((1, k + 5), n * (k + 5))] {
                 for accumulate in [false, true] {
