@@ -280,10 +280,12 @@ mod tests {
 
     #[test]
     fn good_values_pass() {
-        let f =
-            fields(r#"{"a": 48, "b": 2.0, "l": [0.0, {"__float__": "Infinity"}], "t": true, "i": [2, 0]}"#);
+        let f = fields(
+            r#"{"a": 48, "b": 2.0, "l": [0.5, {"__float__": "Infinity"}], "m": [0.0, {"__float__": "Infinity"}],
+                "t": true, "i": [2, 0]}"#,
+        );
         assert_eq!((f.size("a"), f.size("b"), f.size_or("z", 7)), (48, 2, 7));
-        assert_eq!((f.limits("l"), f.flag("t")), (Some((0.0, None)), Some(true)));
+        assert_eq!((f.limits("l"), f.limits("m"), f.flag("t")), (Some((0.5, None)), None, Some(true)));
         assert_eq!(f.indices("i", 3).into_iter().collect::<Vec<_>>(), [0, 2]);
         f.refuse_others();
         f.finish().unwrap();
