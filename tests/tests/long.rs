@@ -55,6 +55,7 @@ fn blocks() -> Vec<(String, &'static str)> {
         "block_state" => {
             "variant = \"mf\"\nn_heads = 12\nwindow = 512\nssm = { mixer = \"s5\" }\ncontexts = 32\nnorm = \"none\""
         }
+        "hgrn2" => "expand_ratio = 96",
         "hyena" | "unstructured" => "l_max = 8192",
         "rwkv7" => "value_residual = false",
         "rwkv_channel_mix" => "version = 6",

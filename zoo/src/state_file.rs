@@ -71,6 +71,14 @@ fn read(file: &Checkpoint, model: &LanguageModel) -> Result<Session> {
     };
     let (lengths, ids) = (numbers("lengths")?, numbers("tokens")?);
     let rows = split(&lengths, &ids, model.config().padded_vocab())?;
+    // What the file does not hold is not made room for.
+    let width = if model.dtype() == DType::F64 { 8 } else { 4 };
+    let (one, held) =
+        (model.new_state(1)?.size_bytes(0) / width, tensors.values().map(Tensor::elem_count).sum::<usize>());
+    if one.saturating_mul(rows.len() as u64) > held as u64 {
+        let message = format!("expected the states of {} sequences, found less", rows.len());
+        return Err(Error::new(message));
+    }
     let mut state = model.new_state(rows.len())?;
     state.load(tensors)?;
     Ok(Session::resume(state, rows)?)

@@ -1,4 +1,6 @@
 //! Damaged inputs by the thousand, and what a reader makes of them: time, memory, and no panic.
+#![allow(unreachable_pub, reason = "a module of tests")]
+#![allow(clippy::unwrap_used, clippy::print_stdout, reason = "tests")]
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
