@@ -41,7 +41,7 @@ fn oracle(source: &Variables, layer: usize, x: &Tensor) -> Result<Tensor> {
     };
     let sigmoid = |z: f64| 1.0 / (1.0 + (-z).exp());
     let (n, weight) = (4, get("g_norm").to_vec1::<f64>()?);
-    let mut state = vec![vec![0.0; n]; D]; // row c: feature c of the keys against its head's values
+    let mut state = [const { [0.0; 4] }; D]; // row c: feature c of the keys against its head's values
     let mut out = Vec::new();
     for t in 0..q.len() {
         let mut y = vec![0.0; D];

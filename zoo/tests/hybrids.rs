@@ -143,7 +143,9 @@ fn what_is_past_the_last_layer_is_noted() {
 #[test]
 fn both_generations_of_keys() {
     let dir = with("bamba", |c| {
-        (c.remove("rope_theta"), c.remove("rope_scaling"), c.remove("attn_rotary_emb"));
+        for key in ["rope_theta", "rope_scaling", "attn_rotary_emb"] {
+            c.remove(key);
+        }
         let rope = json!({"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5});
         c.insert("rope_parameters".into(), rope);
     });
@@ -153,12 +155,16 @@ fn both_generations_of_keys() {
     });
     passes(dir.path(), "ok");
     let dir = with("jamba-moe", |c| {
-        (c.remove("attn_layer_period"), c.remove("attn_layer_offset"));
+        for key in ["attn_layer_period", "attn_layer_offset"] {
+            c.remove(key);
+        }
         c.insert("layers_block_type".into(), json!(["mamba", "attention", "mamba", "mamba"]));
     });
     passes(dir.path(), "ok");
     let dir = with("nemotron_h-moe", |c| {
-        (c.remove("hybrid_override_pattern"), c.remove("num_hidden_layers"), c.remove("head_dim"));
+        for key in ["hybrid_override_pattern", "num_hidden_layers", "head_dim"] {
+            c.remove(key);
+        }
         c.insert("attention_head_dim".into(), json!(16));
         c.insert("layers_block_type".into(), json!(["mamba", "moe", "attention", "moe"]));
     });

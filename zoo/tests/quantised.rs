@@ -1,4 +1,5 @@
 //! Checkpoints loaded into quantised blocks.
+#![allow(clippy::unwrap_used, reason = "tests")]
 
 mod common;
 

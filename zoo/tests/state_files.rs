@@ -33,7 +33,8 @@ fn every_golden_model_goes_on_from_a_file() {
     let dir = tempfile::tempdir().unwrap();
     for name in GOLDEN {
         let (loaded, ids) = (open(name), prompt(name));
-        let expected = continued(&mut Session::new(&loaded.model, &[ids.clone()]).unwrap(), &loaded);
+        let expected =
+            continued(&mut Session::new(&loaded.model, std::slice::from_ref(&ids)).unwrap(), &loaded);
         let path = dir.path().join(format!("{name}.state"));
         let path = path.with_extension("safetensors");
         let mut first = Session::new(&loaded.model, &[ids[..11].to_vec()]).unwrap();

@@ -8,6 +8,7 @@ use crate::QkActivation;
 use crate::plan::Plan;
 
 /// The maps, in the layout of the checkpoint.
+#[expect(clippy::large_enum_variant, reason = "there is one a layer")]
 pub(crate) enum Projections {
     /// A map each.
     Separate {

@@ -240,9 +240,8 @@ fn lost(stages: &[Stage]) -> Option<(String, String)> {
             *read = true;
         }
         if let Some(writer) = stage.branches.iter().find(|b| b.output == Output::Aside) {
-            match left.replace((&writer.path, false)) {
-                Some((by, false)) => return unread(by),
-                _ => {}
+            if let Some((by, false)) = left.replace((&writer.path, false)) {
+                return unread(by);
             }
         }
     }

@@ -283,12 +283,15 @@ fn shares(
     }
 }
 
+/// The path, pre-norm and post-norm of each of some branches.
+type Places<'a> = Vec<[Option<&'a str>; 3]>;
+
 /// Parts of layers that share parameters must have them at the same paths.
 fn shared_places(document: &mut Document<'_>, architecture: &Architecture) {
-    let mut first: BTreeMap<&str, (&str, Vec<[Option<&str>; 3]>)> = BTreeMap::new();
+    let mut first: BTreeMap<&str, (&str, Places<'_>)> = BTreeMap::new();
     let mut told = BTreeSet::new();
     for layer in &architecture.layers {
-        let mut here: BTreeMap<&str, Vec<[Option<&str>; 3]>> = BTreeMap::new();
+        let mut here: BTreeMap<&str, Places<'_>> = BTreeMap::new();
         for branch in layer.stages.iter().flat_map(|s| &s.branches) {
             if let Some(id) = &branch.share {
                 let norms = [&branch.pre_norm, &branch.post_norm].map(|norm| norm.as_deref());

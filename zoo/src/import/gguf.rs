@@ -10,9 +10,12 @@ use super::{BARE, Fields, Folder, Import, MAX_LAYERS, understand};
 use crate::checkpoint::{Checkpoint, Metadata, Value};
 use crate::{Error, Result};
 
+/// Makes a configuration of metadata.
+type Configure = fn(&Facts<'_>) -> Json;
+
 /// Architectures that are understood, and what makes a configuration of their metadata; RWKV's files say it all in names
 /// and shapes.
-const FAMILIES: [(&str, fn(&Facts<'_>) -> Json); 9] = [
+const FAMILIES: [(&str, Configure); 9] = [
     ("jamba", jamba),
     ("lfm2", lfm2),
     ("llama", llama),

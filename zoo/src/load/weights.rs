@@ -147,7 +147,7 @@ impl Weights {
 }
 
 /// The parts, each in runs of rows of at most [`RUN`] elements where it has rows of so many columns, and the rows of each.
-fn runs<'a>(parts: Vec<(&'a Stored, View)>, columns: usize) -> Vec<((&'a Stored, View), usize)> {
+fn runs(parts: Vec<(&Stored, View)>, columns: usize) -> Vec<((&Stored, View), usize)> {
     let mut runs = Vec::new();
     for (stored, view) in parts {
         let rows = view.elements() / columns.max(1);
