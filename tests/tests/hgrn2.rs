@@ -41,10 +41,10 @@ fn oracle(source: &Variables, layer: usize, x: &Tensor) -> Result<Tensor> {
     };
     let sigmoid = |z: f64| 1.0 / (1.0 + (-z).exp());
     let (n, weight) = (4, get("g_norm").to_vec1::<f64>()?);
-    let mut state = [const { [0.0; 4] }; D]; // row c: feature c of the keys against its head's values
+    let mut state = [[0.0; 4]; D]; // row c: feature c of the keys against its head's values
     let mut out = Vec::new();
     for t in 0..q.len() {
-        let mut y = vec![0.0; D];
+        let mut y = [0.0; D];
         for c in 0..D {
             let bound: f64 = (1..=layer).map(|j| share(j, c)).sum();
             let keep = bound + (1.0 - bound) * sigmoid(f[t][c]);

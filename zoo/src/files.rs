@@ -76,7 +76,7 @@ pub fn write(path: &Path, bytes: &[u8]) -> Result<()> {
     write_with(path, |file| file.write_all(bytes).map_err(|e| cannot_write(path, &e)))
 }
 
-/// As [`write`], with what `fill` writes.
+/// As [`write()`], with what `fill` writes.
 ///
 /// # Errors
 /// If the folder cannot be written to, or `fill` fails: then there is no file.

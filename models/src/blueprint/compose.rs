@@ -239,10 +239,10 @@ fn lost(stages: &[Stage]) -> Option<(String, String)> {
             };
             *read = true;
         }
-        if let Some(writer) = stage.branches.iter().find(|b| b.output == Output::Aside) {
-            if let Some((by, false)) = left.replace((&writer.path, false)) {
-                return unread(by);
-            }
+        if let Some(writer) = stage.branches.iter().find(|b| b.output == Output::Aside)
+            && let Some((by, false)) = left.replace((&writer.path, false))
+        {
+            return unread(by);
         }
     }
     left.filter(|(_, read)| !read).and_then(|(by, _)| unread(by))
