@@ -7,7 +7,8 @@ use semisep_core::{Rng, VarBuilder};
 use semisep_kernels::machine::read_bandwidth;
 use semisep_models::{LanguageModel, ModelState, weights_by_type};
 
-use super::{BenchOptions, LengthReport, Machine, ModelReport, Subject, memory};
+use super::memory::Peak;
+use super::{BenchOptions, LengthReport, Machine, ModelReport, Subject};
 
 /// Single-token passes a decode figure takes at the most.
 const DECODE_STEPS: usize = 64;
@@ -22,7 +23,7 @@ pub fn measure(
     machine: &Machine,
     tick: &mut dyn FnMut(&str),
 ) -> Result<ModelReport> {
-    memory::reset_peak();
+    let mut peak = Peak::start();
     let random_weights = subject.model.is_none();
     let model = match subject.model {
         Some(model) => model,
@@ -36,7 +37,7 @@ pub fn measure(
         .iter()
         .map(|&length| {
             tick(&format!("{} at {length} tokens", subject.name));
-            measure_length(&model, length, options, machine)
+            measure_length(&model, length, options, machine, &mut peak)
         })
         .collect::<Result<_>>()?;
     Ok(ModelReport {
@@ -47,7 +48,7 @@ pub fn measure(
         random_weights,
         backend: format!("cpu ({})", machine.instructions),
         lengths,
-        peak_bytes: memory::peak(),
+        peak_bytes: peak.bytes(),
     })
 }
 
@@ -56,6 +57,7 @@ fn measure_length(
     length: usize,
     options: &BenchOptions,
     machine: &Machine,
+    peak: &mut Peak,
 ) -> Result<LengthReport> {
     let batch = options.batch;
     let vocab = model.config().vocab_size;
@@ -68,9 +70,9 @@ fn measure_length(
         state = model.new_state(batch)?;
         model.prefill(&ids, Some(&mut state)).map(drop)
     })?;
-    let before = read_bandwidth();
+    let before = peak.without(read_bandwidth);
     let decode = median(options.seconds, 3, || step(model, &mut state, rng.below(vocab) as u32))?;
-    let bandwidth = before.max(read_bandwidth());
+    let bandwidth = before.max(peak.without(read_bandwidth));
     let cost = model.cost(batch, length);
     // Prefill computes the head for the last position alone.
     let head = 2 * (model.config().padded_vocab() * model.config().d_model * batch * (length - 1)) as u64;

@@ -15,6 +15,31 @@ pub(super) fn reset_peak() {
     let _ = std::fs::write("/proc/self/clear_refs", "5");
 }
 
+/// The highest resident bytes of some work, without that of measurements in between.
+#[derive(Default)]
+pub(super) struct Peak(Option<u64>);
+
+impl Peak {
+    /// Begins.
+    pub(super) fn start() -> Self {
+        reset_peak();
+        Self::default()
+    }
+
+    /// Runs what does not count.
+    pub(super) fn without<T>(&mut self, measure: impl FnOnce() -> T) -> T {
+        self.0 = self.0.max(peak());
+        let result = measure();
+        reset_peak();
+        result
+    }
+
+    /// The bytes so far.
+    pub(super) fn bytes(&self) -> Option<u64> {
+        self.0.max(peak())
+    }
+}
+
 #[cfg(test)]
 mod tests {
     #[test]
@@ -25,5 +50,8 @@ mod tests {
         let buffer = std::hint::black_box(vec![1u8; 64 << 20]);
         assert!(super::peak().unwrap() >= before + (48 << 20));
         drop(buffer);
+        let mut peak = super::Peak::start();
+        peak.without(|| drop(std::hint::black_box(vec![1u8; 256 << 20])));
+        assert!(peak.bytes().unwrap() < before + (192 << 20));
     }
 }
