@@ -2,6 +2,8 @@
 #![allow(clippy::unwrap_used, reason = "tests")]
 
 mod common;
+#[path = "common/mutate.rs"]
+mod mutate;
 
 use std::path::{Path, PathBuf};
 
@@ -10,7 +12,7 @@ use common::gguf::{Gguf, Numbers, mapped, numbers};
 use common::{golden, semisep, stderr, stdout};
 use semisep_core::WeightType;
 use semisep_zoo::checkpoint::Checkpoint;
-use semisep_zoo::load::{LoadOptions, load};
+use semisep_zoo::load::{LoadOptions, load, plan};
 use semisep_zoo::tokenizer::{Tokenizer, stop_tokens};
 use semisep_zoo::verify::Expected;
 use tempfile::TempDir;
@@ -491,6 +493,26 @@ fn damaged_files() {
         "{}",
         stderr(&output)
     );
+}
+
+#[global_allocator]
+static ALLOCATOR: mutate::Counting = mutate::Counting;
+
+/// Damaged headers, metadata, vocabularies and tensor tables, as in the tests of the other readers (`hostile.rs`).
+#[test]
+fn hostile_files() {
+    const BOUND: usize = 256 << 20;
+    let dir = mutate::folder();
+    let bytes = with_tokenizer(mamba(true), 104).bytes();
+    // Header, metadata and table; the tensors' bytes are what is left.
+    let head = bytes.windows(8).rposition(|w| w == b"ssm_out.").map_or(bytes.len(), |at| at + 64);
+    std::fs::write(dir.path().join("model.gguf"), &bytes).unwrap();
+    mutate::run_file(dir.path(), "model.gguf", Some(head), BOUND, |folder| {
+        let path = folder.join("model.gguf");
+        let Ok(planned) = plan(&path, &LoadOptions::default()) else { return false };
+        let tokenizer = Tokenizer::open(&path, &planned.architecture.model);
+        tokenizer.and_then(|t| t.encode("the th!").and_then(|ids| t.decode(&ids))).is_ok()
+    });
 }
 
 /// The characters that stand for bytes in byte-level vocabularies: here those of ASCII.

@@ -4,7 +4,7 @@
 //! ```text
 //! SEMISEP_MUTATIONS=100000 cargo test --release --test hostile -- --nocapture
 //! ```
-//! gives each reader so many inputs (5,000 otherwise): over a million together.
+//! gives each reader so many inputs (5,000 otherwise): over a million together. GGUF files are in `gguf.rs`.
 #![allow(clippy::unwrap_used, reason = "tests")]
 
 mod common;
@@ -23,7 +23,7 @@ use semisep_zoo::eval::read_questions;
 use semisep_zoo::load::{LoadOptions, plan};
 use semisep_zoo::tokenizer::Tokenizer;
 use semisep_zoo::verify::Expected;
-use semisep_zoo::{import, state_file};
+use semisep_zoo::{catalogue, import, state_file};
 
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
@@ -157,6 +157,18 @@ fn tokens_and_expected_values() {
     run_file(dir.path(), "tokens.json", None, SMALL, read);
     run_file(dir.path(), "expected.safetensors", Some(400), SMALL, read);
     run_file(dir.path(), "meta.json", None, SMALL, read);
+}
+
+#[test]
+fn catalogues() {
+    let dir = folder();
+    let shipped =
+        std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("catalogue.toml")).unwrap();
+    let some: Vec<&str> = shipped.split("[[model]]").take(8).collect();
+    std::fs::write(dir.path().join("catalogue.toml"), some.join("[[model]]")).unwrap();
+    run_file(dir.path(), "catalogue.toml", None, SMALL, |folder| {
+        catalogue::open(&folder.join("catalogue.toml")).is_ok()
+    });
 }
 
 #[test]
