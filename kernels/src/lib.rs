@@ -65,7 +65,7 @@ pub use host::{set_threads, state_dtype};
 pub use linear::{BlockFormat, Matrix, Quantised, linear};
 pub use long_conv::{ConvMethod, LongConv, long_conv};
 pub use max_plus::{MaxPlusScan, Stabilized, max_plus_scan};
-pub use memory::{keep_freed_memory, return_freed_memory};
+pub use memory::{keep_freed_memory, return_freed_memory, use_huge_pages};
 pub use mimo_scan::{MimoScan, mimo_scan};
 pub use modal_scan::{ModalScan, ModalSystem, modal_filter, modal_scan, modal_update};
 pub use norm::{gated_rms_norm, group_norm, layer_norm, rms_norm};

@@ -28,3 +28,20 @@ pub fn return_freed_memory() {
         libc::malloc_trim(0);
     }
 }
+
+/// Asks for large pages behind a buffer that has not been written yet: a model's weights are millions of small pages, and
+/// handing those out takes longer than reading the weights. Elsewhere than on Linux nothing happens.
+pub fn use_huge_pages<T>(buffer: &mut [T]) {
+    #[cfg(target_os = "linux")]
+    {
+        const PAGE: usize = 2 << 20;
+        let bytes = buffer.as_mut_ptr_range();
+        let (start, end) = ((bytes.start as usize).next_multiple_of(PAGE), bytes.end as usize / PAGE * PAGE);
+        if start < end {
+            // SAFETY: whole pages inside of the buffer, whose contents the advice does not change. A refusal costs time only.
+            unsafe { libc::madvise(start as *mut libc::c_void, end - start, libc::MADV_HUGEPAGE) };
+        }
+    }
+    #[cfg(not(target_os = "linux"))]
+    let _ = buffer;
+}

@@ -53,6 +53,7 @@ pub(super) fn convert(
 
 fn to<T: Target>(sources: &[Source<'_>], shape: &[usize], device: &Device, plus: f64) -> Result<Converted> {
     let mut values = T::zeros(sources.iter().map(|s| s.view.elements()).sum());
+    semisep_kernels::use_huge_pages(&mut values);
     let mut rest = &mut values[..];
     for source in sources {
         let (mine, others) = rest.split_at_mut(source.view.elements());
