@@ -4,6 +4,7 @@ mod configs;
 mod layout;
 mod shards;
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -49,13 +50,13 @@ impl Exporter {
     /// # Errors
     /// If a file that goes along cannot be read.
     pub fn of_checkpoint(planned: &Planned, dtype: Option<DType>) -> Result<Self> {
-        let loaded = &planned.report.loaded;
+        let loaded: BTreeMap<&str, StoredType> =
+            planned.report.loaded.iter().map(|t| (&t.name[..], t.dtype)).collect();
         let stored = |p: &ParameterGroup| {
             if planned.names().adds_to(&p.name) {
                 return DType::F64;
             }
-            let found = loaded.iter().find(|t| t.name == p.name);
-            found.and_then(|t| StoredType::float(t.dtype)).unwrap_or(DType::F32)
+            loaded.get(&p.name[..]).and_then(|dtype| dtype.float()).unwrap_or(DType::F32)
         };
         let parameters = planned.parameters.iter();
         let parameters = parameters.map(|p| (p.clone(), at_least(dtype.unwrap_or_else(|| stored(p)), p)));
