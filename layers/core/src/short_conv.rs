@@ -63,22 +63,29 @@ impl ShortConv {
     }
 }
 
-/// The short convolutions of queries, keys and values, each followed by a SiLU, of a layer that may do without them.
-/// Names as in flash-linear-attention: `q_conv1d`, `k_conv1d`, `v_conv1d`.
+/// The short convolutions of three projections, of a layer that may do without them; each with the name of its state.
+/// Names as in flash-linear-attention.
 #[derive(Debug, Clone, Default)]
-pub struct ShortConvs(Vec<ShortConv>);
+pub struct ShortConvs(Vec<(&'static str, ShortConv)>);
 
 impl ShortConvs {
-    const STATES: [&'static str; 3] = ["conv_q", "conv_k", "conv_v"];
-
-    /// Over these widths, with the parameters below `vb`. [`ShortConvs::default`] is a layer without them.
+    /// Of queries, keys and values of these widths, each followed by a SiLU: `q_conv1d`, `k_conv1d`, `v_conv1d` below `vb`.
+    /// [`ShortConvs::default`] is a layer without them.
     ///
     /// # Errors
     /// If a parameter is missing or has another shape.
     pub fn new(widths: [usize; 3], taps: usize, bias: bool, vb: &VarBuilder) -> Result<Self> {
-        let names = ["q_conv1d", "k_conv1d", "v_conv1d"].into_iter().zip(widths);
-        let convs = names.map(|(name, width)| ShortConv::new(width, taps, bias, true, &vb.pp(name)));
-        Ok(Self(convs.collect::<Result<_>>()?))
+        let conv = |name, width| ShortConv::new(width, taps, bias, true, &vb.pp(name));
+        Ok(Self(vec![
+            ("conv_q", conv("q_conv1d", widths[0])?),
+            ("conv_k", conv("k_conv1d", widths[1])?),
+            ("conv_v", conv("v_conv1d", widths[2])?),
+        ]))
+    }
+
+    /// These, each with the name of its state.
+    pub fn of(convs: [(&'static str, ShortConv); 3]) -> Self {
+        Self(convs.into())
     }
 
     /// Whether there are none.
@@ -86,16 +93,16 @@ impl ShortConvs {
         self.0.is_empty()
     }
 
-    /// Convolves queries, keys and values (b, l, width), from the context's state on. Gives the state's new entries.
+    /// Convolves the projections (b, l, width), from the context's state on. Gives the state's new entries.
     ///
     /// # Errors
     /// If shapes disagree.
     pub fn forward(&self, qkv: &mut [Tensor; 3], ctx: &Context<'_>) -> Result<Vec<(&'static str, Tensor)>> {
         let mut left = Vec::with_capacity(4);
-        for ((x, conv), name) in qkv.iter_mut().zip(&self.0).zip(Self::STATES) {
+        for (x, (name, conv)) in qkv.iter_mut().zip(&self.0) {
             let (y, past) = conv.forward(x, ctx.initial(name)?.as_ref(), ctx.cu_seqlens)?;
             *x = y;
-            left.push((name, past));
+            left.push((*name, past));
         }
         Ok(left)
     }
@@ -105,7 +112,7 @@ impl ShortConvs {
     /// # Errors
     /// If shapes disagree.
     pub fn step(&self, qkv: &mut [Tensor; 3], state: &State) -> Result<()> {
-        for ((x, conv), name) in qkv.iter_mut().zip(&self.0).zip(Self::STATES) {
+        for (x, (name, conv)) in qkv.iter_mut().zip(&self.0) {
             *x = conv.step(x, state.get(name)?)?;
         }
         Ok(())
@@ -116,7 +123,7 @@ impl ShortConvs {
     /// # Errors
     /// If memory cannot be had.
     pub fn with_states(&self, mut state: State, dtype: DType, device: &Device) -> Result<State> {
-        for (conv, name) in self.0.iter().zip(Self::STATES) {
+        for (name, conv) in &self.0 {
             let shape = conv.past_shape(state.batch())?;
             state = state.with_zeros(name, StateKind::Recurrent, shape, dtype, device)?;
         }

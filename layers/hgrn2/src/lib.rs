@@ -24,8 +24,8 @@ mod matrix;
 use candle_core::{D, DType, Device, Result, Tensor};
 pub use config::Hgrn2Config;
 use semisep_core::{
-    Context, Cost, Init, Linear, Mixer, Mixing, ParameterGroup, ShortConv, State, StateKind, VarBuilder,
-    in_blocks,
+    Context, Cost, Init, Linear, Mixer, Mixing, ParameterGroup, ShortConv, ShortConvs, State, StateKind,
+    VarBuilder, in_blocks,
 };
 use semisep_kernels::{
     Activation, DecayScan, DecayStateUpdate, activation, decay_scan, decay_state_update, rms_norm,
@@ -35,15 +35,13 @@ use semisep_kernels::{
 use crate::bound::LowerBound;
 
 const KIND: &str = "hgrn2";
-/// Names of the convolutions' states.
-const CONVS: [&str; 3] = ["conv_q", "conv_f", "conv_i"];
 
 /// The layer.
 pub struct Hgrn2 {
     config: Hgrn2Config,
     d_model: usize,
-    maps: [Linear; 3],     // q, f, i
-    convs: Vec<ShortConv>, // of the same, or none
+    maps: [Linear; 3], // q, f, i
+    convs: ShortConvs, // of the same
     bound: LowerBound,
     norm: Option<Tensor>, // (d)
     o_proj: Linear,
@@ -68,10 +66,13 @@ impl Hgrn2 {
     pub fn new(d_model: usize, config: &Hgrn2Config, vb: &VarBuilder) -> Result<Self> {
         let map = |name| Linear::with_init(d_model, d_model, false, Init::Normal { std: 0.02 }, &vb.pp(name));
         let conv = |name| ShortConv::new(d_model, config.conv_size, config.conv_bias, false, &vb.pp(name));
-        let names = ["q_conv1d", "f_conv1d", "i_conv1d"].into_iter().filter(|_| config.use_short_conv);
+        let convs = || -> Result<_> {
+            let [q, f, i] = ["q_conv1d", "f_conv1d", "i_conv1d"].map(conv);
+            Ok(ShortConvs::of([("conv_q", q?), ("conv_f", f?), ("conv_i", i?)]))
+        };
         Ok(Self {
             maps: [map("q_proj")?, map("f_proj")?, map("i_proj")?],
-            convs: names.map(conv).collect::<Result<_>>()?,
+            convs: if config.use_short_conv { convs()? } else { ShortConvs::default() },
             bound: LowerBound::new(d_model, config.use_lower_bound, vb)?,
             norm: config
                 .elementwise_affine
@@ -108,12 +109,7 @@ impl Hgrn2 {
     /// Heads of x (b, l, d), and the new states of the convolutions.
     fn convolved(&self, x: &Tensor, ctx: &Context<'_>) -> Result<(Heads, Vec<(&'static str, Tensor)>)> {
         let mut projections = self.project(x)?;
-        let mut left = Vec::with_capacity(4);
-        for ((x, conv), name) in projections.iter_mut().zip(&self.convs).zip(CONVS) {
-            let (y, past) = conv.forward(x, ctx.initial(name)?.as_ref(), ctx.cu_seqlens)?;
-            *x = y;
-            left.push((name, past));
-        }
+        let left = self.convs.forward(&mut projections, ctx)?;
         Ok((self.heads(&projections)?, left))
     }
 
@@ -154,9 +150,7 @@ impl Mixer for Hgrn2 {
         let (b, _) = x.dims2()?;
         state.check(KIND, b)?;
         let mut projections = self.project(x)?;
-        for ((x, conv), name) in projections.iter_mut().zip(&self.convs).zip(CONVS) {
-            *x = conv.step(x, state.get(name)?)?;
-        }
+        self.convs.step(&mut projections, state)?;
         let Heads { q, k, v, log_decay } = self.heads(&projections)?;
         let args = DecayStateUpdate::new(&q, &k, &v, &log_decay);
         let y = decay_state_update(state.get("hgrn2")?, &args)?; // (b, h, n)
@@ -167,11 +161,7 @@ impl Mixer for Hgrn2 {
 
     fn new_state(&self, batch: usize) -> Result<State> {
         let (dtype, n) = (state_dtype(self.dtype), self.config.expand_ratio);
-        let mut state = State::new(KIND, batch);
-        for (conv, name) in self.convs.iter().zip(CONVS) {
-            let shape = conv.past_shape(batch)?;
-            state = state.with_zeros(name, StateKind::Recurrent, shape, dtype, &self.device)?;
-        }
+        let state = self.convs.with_states(State::new(KIND, batch), dtype, &self.device)?;
         let shape = (batch, self.d_model / n, n, n);
         state.with_zeros("hgrn2", StateKind::Recurrent, shape, dtype, &self.device)
     }
