@@ -22,30 +22,40 @@ pub(super) fn forward<T: Register, W: Stored<T>>(
     outputs: usize,
 ) -> Vec<T> {
     let mut y = vec![T::ZERO; x.rows * outputs];
+    forward_into(x, w, bias, &mut y, (outputs, outputs));
+    y
+}
+
+/// [`forward`] into the first `outputs` of each row of `y`, whose rows are `stride` apart.
+pub(super) fn forward_into<T: Register, W: Stored<T>>(
+    x: Rows<T>,
+    w: &[W],
+    bias: Option<&[T]>,
+    y: &mut [T],
+    (outputs, stride): (usize, usize),
+) {
     let few = if W::as_is(w).is_some() { FEW } else { FEW_NARROW };
     if x.rows <= few || x.width == 0 {
-        few::linear(x, w, bias, &mut y, outputs);
-        return y;
+        return few::linear(x, w, bias, y, (outputs, stride));
     }
     if let Some(bias) = bias {
-        y.chunks_exact_mut(bias.len().max(1)).for_each(|row| row.copy_from_slice(bias));
+        y.chunks_mut(stride.max(1)).for_each(|row| row[..outputs].copy_from_slice(bias));
     }
-    let (xs, stride) = (x.tail(0, 0), x.stride());
+    let (xs, x_stride) = (x.tail(0, 0), x.stride());
     panels(w, x.width, |first, w| {
         let n = w.len() / x.width;
         let sizes = (x.rows, x.width, n);
         host::gemm_parallel(
             sizes,
             xs,
-            (stride, 1),
+            (x_stride, 1),
             w,
             (1, x.width),
             &mut y[first..],
-            (outputs, 1),
+            (stride, 1),
             bias.is_some(),
         );
     });
-    y
 }
 
 /// Gradient of x: `g w`, (rows, inputs), for `g` (rows, outputs) and `w` (outputs, inputs).

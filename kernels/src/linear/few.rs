@@ -18,21 +18,21 @@ const AHEAD_BYTES: usize = 2 << 10;
 /// Room for the widest pair of registers of the narrowest stored type, 2 x 16 lanes.
 const PAIR: usize = 32;
 
-/// `y = x wᵀ + bias` for `w` (outputs, x.width) row-major and `y` (x.rows, outputs).
+/// `y = x wᵀ + bias` for `w` (outputs, x.width) row-major, into the first `outputs` of each row of `y`, `stride` apart.
 pub(super) fn linear<T: Register, W: Stored<T>>(
     x: Rows<T>,
     w: &[W],
     bias: Option<&[T]>,
     y: &mut [T],
-    outputs: usize,
+    (outputs, stride): (usize, usize),
 ) {
-    assert!(w.len() == outputs * x.width && y.len() == outputs * x.rows);
+    assert!(w.len() == outputs * x.width && outputs <= stride);
     let arch = pulp::Arch::new();
     let arranged = arch.dispatch(Arrange { x, stored: std::marker::PhantomData::<W> });
     let y = Disjoint::new(y);
     let grain = (GRAIN_BYTES / (x.width * size_of::<W>()).max(1)).max(1).next_multiple_of(4);
     host::spinning(outputs, grain, |range| {
-        let sweep = Sweep { x: &arranged, rows: x.rows, width: x.width, w, bias, y: &y, outputs, range };
+        let sweep = Sweep { x: &arranged, rows: x.rows, width: x.width, w, bias, y: &y, stride, range };
         arch.dispatch(sweep);
     });
 }
@@ -81,7 +81,8 @@ struct Sweep<'a, T, W> {
     w: &'a [W],
     bias: Option<&'a [T]>,
     y: &'a Disjoint<T>,
-    outputs: usize,
+    /// From one row of y to the next.
+    stride: usize,
     range: std::ops::Range<usize>,
 }
 
@@ -166,7 +167,7 @@ impl<T: Register, W: Stored<T>> Sweep<'_, T, W> {
                 let o = o + r * strip;
                 let sum = if M * R > 4 { sums[0] } else { T::plus(simd, sums[0], sums[1]) };
                 // SAFETY: an output belongs to the one thread whose range holds it.
-                let y = unsafe { self.y.slice((row + m) * self.outputs + o, 1) };
+                let y = unsafe { self.y.slice((row + m) * self.stride + o, 1) };
                 y[0] = T::total(simd, sum) + self.bias.map_or(T::ZERO, |b| b[o]);
             }
         }

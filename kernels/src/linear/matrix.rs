@@ -2,15 +2,17 @@
 
 use candle_core::{DType, Result, Tensor, bail};
 
-use super::{Quantised, linear};
+use super::{InPlace, Quantised, linear};
 
-/// The matrix W of `y = x Wᵀ`, (outputs, inputs): dense, or in quantised blocks. Who multiplies by it need not know.
+/// The matrix W of `y = x Wᵀ`, (outputs, inputs): dense, in quantised blocks, or in memory of others. Who multiplies by it need not know.
 #[derive(Debug, Clone)]
 pub enum Matrix {
     /// A tensor of a float dtype.
     Dense(Tensor),
     /// Blocks.
     Quantised(Quantised),
+    /// Rows in memory that something else owns.
+    InPlace(InPlace),
 }
 
 impl From<Tensor> for Matrix {
@@ -20,7 +22,7 @@ impl From<Tensor> for Matrix {
 }
 
 impl Matrix {
-    /// `x Wᵀ + bias`, (..., inputs) -> (..., outputs); see [`linear`] and [`Quantised::apply`].
+    /// `x Wᵀ + bias`, (..., inputs) -> (..., outputs); see [`linear`], [`Quantised::apply`] and [`InPlace::apply`].
     ///
     /// # Errors
     /// If the shapes or dtypes do not fit together.
@@ -28,6 +30,7 @@ impl Matrix {
         match self {
             Self::Dense(weight) => linear(x, weight, bias),
             Self::Quantised(weight) => weight.apply(x, bias),
+            Self::InPlace(weight) => weight.apply(x, bias),
         }
     }
 
@@ -39,6 +42,7 @@ impl Matrix {
         match self {
             Self::Dense(weight) => weight.index_select(ids, 0),
             Self::Quantised(weight) => weight.gather(ids),
+            Self::InPlace(weight) => weight.gather(ids),
         }
     }
 
@@ -53,6 +57,7 @@ impl Matrix {
         Ok(match self {
             Self::Dense(weight) => Self::Dense(weight.narrow(0, first, rows)?),
             Self::Quantised(weight) => Self::Quantised(weight.narrow(first, rows)?),
+            Self::InPlace(weight) => Self::InPlace(weight.narrow(first, rows)?),
         })
     }
 
@@ -64,6 +69,7 @@ impl Matrix {
         match self {
             Self::Dense(weight) => weight.to_dtype(dtype),
             Self::Quantised(weight) => weight.dequantise(dtype),
+            Self::InPlace(weight) => weight.to_tensor(dtype),
         }
     }
 
@@ -72,6 +78,7 @@ impl Matrix {
         match self {
             Self::Dense(weight) => weight.dims(),
             Self::Quantised(weight) => weight.dims(),
+            Self::InPlace(weight) => weight.dims(),
         }
     }
 
@@ -96,6 +103,7 @@ impl Matrix {
         match self {
             Self::Dense(weight) => weight.elem_count() * weight.dtype().size_in_bytes(),
             Self::Quantised(weight) => weight.bytes().len(),
+            Self::InPlace(weight) => self.elem_count() * weight.dtype().size_in_bytes(),
         }
     }
 
@@ -103,7 +111,7 @@ impl Matrix {
     pub fn track_op(&self) -> bool {
         match self {
             Self::Dense(weight) => weight.track_op(),
-            Self::Quantised(_) => false,
+            Self::Quantised(_) | Self::InPlace(_) => false,
         }
     }
 }

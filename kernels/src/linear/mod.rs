@@ -4,6 +4,7 @@
 
 mod cpu;
 mod few;
+mod in_place;
 mod matrix;
 pub(crate) mod naive;
 mod quantised;
@@ -12,6 +13,7 @@ pub(crate) mod stored;
 use candle_core::{DType, Result, Shape, Tensor, bail};
 use half::{bf16, f16};
 
+pub use self::in_place::{InPlace, Memory, Run};
 pub use self::matrix::Matrix;
 pub use self::quantised::{BlockFormat, Quantised};
 use self::stored::{Register, Stored};

@@ -108,7 +108,7 @@ pub trait Source: Send + Sync {
     fn get(&self, parameter: &ParameterGroup, dtype: DType, device: &Device) -> Result<Tensor>;
 
     /// The matrix of this parameter, (outputs, inputs), which layers multiply by and do nothing else with: in blocks of
-    /// `format`, which fits its rows, or else in `dtype`. A source of variables or of bare shapes gives a tensor.
+    /// `format`, which fits its rows, or else in `dtype` (in place, perhaps in a narrower one that rounds nothing). A source of variables or of bare shapes gives a tensor.
     ///
     /// # Errors
     /// If it is missing or has another shape.
@@ -379,8 +379,10 @@ impl VarBuilder {
         };
         shaped(held.dims(), &group)?;
         // A source without memory gives a tensor in the stead of blocks.
-        if let Matrix::Quantised(blocks) = &held {
-            group.held = Some(WeightType::Blocks(blocks.format()));
+        match &held {
+            Matrix::Quantised(blocks) => group.held = Some(WeightType::Blocks(blocks.format())),
+            Matrix::InPlace(rows) => group.held = Some(WeightType::Dense(rows.dtype())),
+            Matrix::Dense(_) => {}
         }
         if !group.buffer {
             lock(&self.built).push(group);
@@ -409,6 +411,7 @@ fn tensor(held: Matrix) -> Result<Tensor> {
     match held {
         Matrix::Dense(tensor) => Ok(tensor),
         Matrix::Quantised(blocks) => blocks.dequantise(DType::F32),
+        Matrix::InPlace(rows) => rows.to_tensor(rows.dtype()),
     }
 }
 

@@ -3,6 +3,7 @@
 mod convert;
 mod dtype;
 mod gguf;
+mod in_place;
 mod pickle;
 mod safetensors;
 mod shards;
@@ -12,6 +13,7 @@ mod write;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use candle_core::{DType, Device, Tensor};
 use semisep_core::BlockFormat;
@@ -55,7 +57,7 @@ pub struct Stored {
 /// The tensors of a folder or file.
 #[derive(Debug)]
 pub struct Checkpoint {
-    files: Vec<Mapped>,
+    files: Vec<Arc<Mapped>>,
     tensors: BTreeMap<String, Stored>,
     gguf: Option<Metadata>,
 }
@@ -153,7 +155,7 @@ impl Checkpoint {
                     return Err(Error::at(path, format!("{name} is in {first} as well, expected it once")));
                 }
             }
-            checkpoint.files.push(mapped);
+            checkpoint.files.push(Arc::new(mapped));
         }
         Ok(checkpoint)
     }

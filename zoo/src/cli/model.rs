@@ -27,11 +27,14 @@ pub(super) struct ModelArgs {
     /// of the Hugging Face Hub, OWNER/NAME@REVISION for another revision than main
     #[arg(value_name = "DIR|FILE.gguf|OWNER/NAME")]
     model: PathBuf,
-    /// Dtype of the weights in memory
+    /// Dtype of the weights in memory; matrices stored in half precision stay so under f32, which rounds nothing
     #[arg(long, value_enum, default_value = "f32")]
     pub(super) dtype: Dtype,
     #[command(flatten)]
     pub(super) quant: QuantArg,
+    /// Copy all weights into memory in --dtype instead of leaving those in the mapped files that can be used there
+    #[arg(long)]
+    no_mmap: bool,
     /// `cpu`, `cuda` or `cuda:N`
     #[arg(long, default_value = "cpu", value_parser = device)]
     device: Where,
@@ -154,6 +157,7 @@ impl ModelArgs {
         let mut options = LoadOptions {
             dtype: self.dtype.into(),
             quant: self.quant.quant,
+            in_place: !self.no_mmap,
             device,
             allow_missing: self.allow_missing,
             allow_unexpected: self.allow_unexpected,

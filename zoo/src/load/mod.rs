@@ -27,6 +27,10 @@ use crate::{Error, Result};
 pub struct LoadOptions {
     /// The weights' dtype in memory: f64, f32, bf16 or f16. Norms, decays and the like stay in f32 (f64).
     pub dtype: DType,
+    /// Matrices that layers multiply by stay where the files are mapped, if they lie there as whole rows in the dtype, or in a
+    /// half precision that f32 holds exactly: nothing is copied or rounded, and the memory is the page cache's. The files must
+    /// not be cut short while the model lives. CPU only.
+    pub in_place: bool,
     /// The format of the matrices that layers multiply by, where it fits; `None` leaves them in the dtype.
     pub quant: Option<BlockFormat>,
     /// Where the model will be.
@@ -43,6 +47,7 @@ impl Default for LoadOptions {
     fn default() -> Self {
         Self {
             dtype: DType::F32,
+            in_place: true,
             quant: None,
             device: Device::Cpu,
             allow_missing: false,
@@ -144,7 +149,7 @@ impl Planned {
 
     /// The checkpoint as a source of parameters under our names.
     pub fn weights(&self) -> Arc<dyn Source> {
-        Arc::new(Weights::new(self.tensors.clone(), None))
+        Arc::new(Weights::new(self.tensors.clone(), false, None))
     }
 
     /// The family that the folder's configuration belongs to.
@@ -177,7 +182,7 @@ impl Planned {
         if options.quant.is_some() && !options.device.is_cpu() {
             return Err(Error::new("quantised weights multiply on the CPU alone").hint("leave out --quant"));
         }
-        let weights = Arc::new(Weights::new(tensors, options.progress.clone()));
+        let weights = Arc::new(Weights::new(tensors, options.in_place, options.progress.clone()));
         let vb =
             VarBuilder::new(weights.clone(), options.dtype, options.device.clone()).quantised(options.quant);
         let model = LanguageModel::new(&architecture, &vb).map_err(|e| Error::at(&folder, e))?;

@@ -104,12 +104,14 @@ pub type Progress = dyn Fn(u64) + Send + Sync;
 pub(super) struct Weights {
     tensors: Arc<Tensors>,
     non_finite: Mutex<Vec<(String, usize)>>,
+    /// Whether matrices stay in the files where they can.
+    in_place: bool,
     progress: Option<Arc<Progress>>,
 }
 
 impl Weights {
-    pub(super) fn new(tensors: Arc<Tensors>, progress: Option<Arc<Progress>>) -> Self {
-        Self { tensors, non_finite: Mutex::default(), progress }
+    pub(super) fn new(tensors: Arc<Tensors>, in_place: bool, progress: Option<Arc<Progress>>) -> Self {
+        Self { tensors, non_finite: Mutex::default(), in_place, progress }
     }
 
     /// Tensors read with NaN or infinite values, by their names in the checkpoint, and how many.
@@ -130,19 +132,24 @@ impl Weights {
     ) -> CandleResult<Tensor> {
         let read = self.tensors.checkpoint.read_views(parts, shape, dtype, device, plus);
         let read = read.map_err(candle_core::Error::wrap)?;
-        if read.non_finite > 0 {
+        self.note(parts, read.non_finite);
+        Ok(read.tensor)
+    }
+
+    /// These parts have been read, and so many values of theirs are not finite.
+    fn note(&self, parts: &[(&Stored, View)], non_finite: usize) {
+        if non_finite > 0 {
             let names: Vec<&str> = parts.iter().map(|(stored, _)| stored.name.as_str()).collect();
             let (name, mut known) = (names.join(" + "), lock(&self.non_finite));
             match known.iter_mut().find(|(known, _)| *known == name) {
-                Some((_, count)) => *count += read.non_finite,
-                None => known.push((name, read.non_finite)),
+                Some((_, count)) => *count += non_finite,
+                None => known.push((name, non_finite)),
             }
         }
         if let Some(progress) = &self.progress {
             let bytes = |(stored, view): &(&Stored, View)| stored.dtype.bytes(view.elements()).unwrap_or(0);
             progress(parts.iter().map(bytes).sum::<usize>() as u64);
         }
-        Ok(read.tensor)
     }
 }
 
@@ -198,7 +205,14 @@ impl Source for Weights {
         // Blocks of several formats in one matrix: eight bits lose next to nothing of any.
         let some_blocks = parts.iter().any(|(stored, _)| matches!(stored.dtype, StoredType::Blocks(_)));
         let mixed = some_blocks.then(|| BlockFormat::Q8_0.for_columns(columns)).flatten();
-        let Some(format) = format.or(mixed) else { return dense() };
+        let Some(format) = format.or(mixed) else {
+            let found = (self.in_place && plus == 0.0)
+                .then(|| self.tensors.checkpoint.in_place(&parts, columns, dtype))
+                .flatten();
+            let Some(found) = found else { return dense() };
+            self.note(&parts, found.non_finite);
+            return Ok(Matrix::InPlace(found.matrix));
+        };
         let mut blocks = Vec::new();
         for (part, rows) in runs(parts, columns) {
             let numbers = self.read(&[part], &[rows, columns], DType::F32, &Device::Cpu, plus)?;

@@ -1,0 +1,106 @@
+//! Matrices that stay where the file is mapped: opened without a copy, shared with the page cache.
+
+use candle_core::DType;
+use half::{bf16, f16};
+use rayon::prelude::*;
+use semisep_kernels::{InPlace, Run};
+
+use super::{Checkpoint, Stored, StoredType, View};
+
+/// Most runs of rows of one matrix: with more, as where heads are interleaved, a copy multiplies faster.
+const MAX_RUNS: usize = 8;
+/// Bytes that a task looks through.
+const TASK: usize = 1 << 20;
+
+/// A matrix in place.
+pub struct Found {
+    /// The matrix.
+    pub matrix: InPlace,
+    /// How many of its elements are NaN or infinite.
+    pub non_finite: usize,
+}
+
+impl Checkpoint {
+    /// The parts, one after the other, as rows of `columns` where they lie in the files. `None` if they are not of one float
+    /// type that `dtype` holds exactly, do not consist of few runs of whole rows, or are not aligned.
+    pub fn in_place(&self, parts: &[(&Stored, View)], columns: usize, dtype: DType) -> Option<Found> {
+        let own = parts.first()?.0.dtype.float()?;
+        if columns == 0 || !holds(dtype, own) {
+            return None;
+        }
+        let (mut runs, mut non_finite) = (Vec::new(), 0);
+        for (stored, view) in parts {
+            let run = view.run();
+            let whole = stored.dtype.float() == Some(own)
+                && !stored.log_negative
+                && run.is_multiple_of(columns)
+                && view.start.is_multiple_of(columns);
+            if !whole || run == 0 || runs.len() + view.elements() / run > MAX_RUNS {
+                return None;
+            }
+            let file = &self.files[stored.file];
+            for first in view.runs() {
+                let start = stored.offset + first * own.size_in_bytes();
+                runs.push(Run { memory: file.clone(), start, rows: run / columns });
+            }
+        }
+        let matrix = InPlace::new(own, columns, runs.clone()).ok()?;
+        for run in runs {
+            let bytes = run.rows * columns * own.size_in_bytes();
+            non_finite += count_non_finite(own, &(*run.memory).as_ref()[run.start..run.start + bytes]);
+        }
+        Some(Found { matrix, non_finite })
+    }
+}
+
+/// Whether `wide` has every value of `narrow`, and products in it are as fast.
+fn holds(wide: DType, narrow: DType) -> bool {
+    wide == narrow || (wide == DType::F32 && matches!(narrow, DType::F16 | DType::BF16))
+}
+
+/// NaN and infinite values among little-endian floats, on all threads.
+fn count_non_finite(dtype: DType, bytes: &[u8]) -> usize {
+    // Without the sign, a value is finite if its bits are a smaller number than those of infinity. The largest is found many
+    // at a time; only where it is too large are they counted.
+    let count = |bytes: &[u8]| match dtype {
+        DType::F64 => above(bytes, |b| u64::from_le_bytes(b) & (u64::MAX >> 1), f64::INFINITY.to_bits()),
+        DType::F16 => above(bytes, |b| u16::from_le_bytes(b) & (u16::MAX >> 1), f16::INFINITY.to_bits()),
+        DType::BF16 => above(bytes, |b| u16::from_le_bytes(b) & (u16::MAX >> 1), bf16::INFINITY.to_bits()),
+        _ => above(bytes, |b| u32::from_le_bytes(b) & (u32::MAX >> 1), f32::INFINITY.to_bits()),
+    };
+    if bytes.len() <= TASK {
+        return count(bytes);
+    }
+    candle_core::utils::with_threadpool(|| bytes.par_chunks(TASK).map(count).sum())
+}
+
+fn above<const N: usize, B: Ord + Copy>(bytes: &[u8], magnitude: impl Fn([u8; N]) -> B, limit: B) -> usize {
+    let magnitudes = bytes.as_chunks::<N>().0.iter().map(|&element| magnitude(element));
+    match magnitudes.clone().max() {
+        Some(largest) if largest >= limit => magnitudes.filter(|&m| m >= limit).count(),
+        _ => 0,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_not_finite() {
+        let values = [0.0, -1.0, f64::NAN, 1e30, f64::INFINITY, -65504.0, f64::NEG_INFINITY, -f64::NAN];
+        let repeated = |n: usize| values.iter().copied().cycle().take(n);
+        // Over several tasks.
+        for n in [0, 8, 1 << 20, (1 << 20) + 8] {
+            let f64s: Vec<u8> = repeated(n).flat_map(f64::to_le_bytes).collect();
+            let f32s: Vec<u8> = repeated(n).flat_map(|v| (v as f32).to_le_bytes()).collect();
+            let bf16s: Vec<u8> = repeated(n).flat_map(|v| bf16::from_f64(v).to_le_bytes()).collect();
+            let f16s: Vec<u8> = repeated(n).flat_map(|v| f16::from_f64(v).to_le_bytes()).collect();
+            assert_eq!(count_non_finite(DType::F64, &f64s), n / 2);
+            assert_eq!(count_non_finite(DType::F32, &f32s), n / 2);
+            assert_eq!(count_non_finite(DType::BF16, &bf16s), n / 2);
+            // 1e30 is beyond half precision.
+            assert_eq!(count_non_finite(DType::F16, &f16s), n / 8 * 5);
+        }
+    }
+}
