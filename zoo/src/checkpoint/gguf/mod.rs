@@ -79,7 +79,7 @@ pub(super) fn open(path: &Path) -> Result<Checkpoint> {
             return Err(Error::at(path, format!("{name} is there twice, expected it once")));
         }
     }
-    checkpoint.files.push(mapped);
+    checkpoint.files.push(mapped.into());
     checkpoint.gguf = Some(metadata);
     Ok(checkpoint)
 }
