@@ -17,7 +17,7 @@ fn list(args: &[&str]) -> Vec<Value> {
 fn figures_and_filters() {
     let all = list(&[]);
     assert!(all.len() > 150);
-    let one = list(&["--search", "mamba2-130m"]);
+    let one = list(&["--search", "state-spaces/mamba2-130m"]);
     assert_eq!(one.len(), 1);
     assert_eq!(one[0]["parameters"], 128_989_632);
     assert_eq!(one[0]["weight_bytes"], 2 * 128_989_632);
@@ -25,13 +25,19 @@ fn figures_and_filters() {
         (one[0]["layers"]["mamba2"].as_u64(), one[0]["kinds"][0].as_str()),
         (Some(24), Some("mamba2"))
     );
-    assert_eq!(list(&["--search", "mamba2-130m", "--dtype", "f64"])[0]["weight_bytes"], 8 * 128_989_632);
+    assert_eq!(
+        (one[0]["download_bytes"].as_u64(), one[0]["download_known"].as_str()),
+        (Some(2 * 128_989_632), Some("about"))
+    );
+    let wide = list(&["--search", "state-spaces/mamba2-130m", "--dtype", "f64"]);
+    assert_eq!(wide[0]["weight_bytes"], 8 * 128_989_632);
     let small = list(&["--max-params", "1B", "--kind", "attention", "--licence", "APACHE-2.0"]);
     assert!(!small.is_empty());
     for model in &small {
         assert!(model["parameters"].as_u64().unwrap() <= 1_000_000_000);
         assert!(model["kinds"].as_array().unwrap().contains(&"attention".into()));
     }
+    assert!(all.iter().all(|model| model["fits"].is_boolean() && model["download_bytes"].is_u64()));
     let fitting = list(&["--fits"]);
     assert!(fitting.iter().all(|model| model["fits"] == true) && fitting.len() < all.len());
 }
@@ -48,16 +54,39 @@ fn derived_figures_are_our_own() {
         let listed = list(&["--search", &repo]);
         let entry = listed.iter().find(|model| model["repo"] == repo.as_str()).unwrap();
         assert_eq!(described["total"]["parameters"], entry["parameters"], "{repo}");
+        let mut layers = std::collections::BTreeMap::<&str, u64>::new();
+        for layer in described["layers"].as_array().unwrap() {
+            *layers.entry(layer["kind"].as_str().unwrap()).or_default() += 1;
+        }
+        assert_eq!(serde_json::to_value(layers).unwrap(), entry["layers"], "{repo}");
     }
+}
+
+/// A size that is published in round numbers is that of the blueprint, rounded.
+#[test]
+fn approximate_figures_are_near_ours() {
+    let output = semisep(&["describe", "transformerpp-2.7b", "--json"]);
+    let described: Value = serde_json::from_str(&stdout(&output)).unwrap();
+    let listed = list(&["--search", "state-spaces/transformerpp-2.7b"]);
+    assert_eq!(listed[0]["approximate"][0], "parameters");
+    let (ours, published) =
+        (described["total"]["parameters"].as_f64().unwrap(), listed[0]["parameters"].as_f64().unwrap());
+    assert_eq!((ours / 1e8).round(), published / 1e8);
 }
 
 #[test]
 fn a_table_says_what_fits() {
     let output = semisep(&["list", "--family", "zamba2"]);
     let text = stdout(&output);
-    assert!(text.contains("Zyphra/Zamba2-1.2B") && text.contains("6 models; weights in bf16"), "{text}");
+    assert!(text.contains("Zyphra/Zamba2-1.2B") && text.contains("9 models; weights in bf16"), "{text}");
     let text = stdout(&semisep(&["list", "--search", "recurrentgemma-2b"]));
     assert!(text.contains("18 rg_lru") && text.contains("gemma, gated"), "{text}");
+    assert!(text.contains("~5.4 GB"), "{text}");
+    let text = stdout(&semisep(&["list", "--search", "rwkv7-g1-0.1b"]));
+    assert!(text.contains("rwkv7-g1-0.1b-20250307-ctx4096.pth"), "{text}");
+    assert!(text.contains("~191 M") && text.contains(" 382 MB"), "{text}");
+    let text = stdout(&semisep(&["list", "--search", "state-spaces/mamba-130m"]));
+    assert!(text.contains("<517 MB") && text.contains("EleutherAI/gpt-neox-20b"), "{text}");
 }
 
 #[test]

@@ -1,135 +1,31 @@
 //! The catalogue: public checkpoints of the zoo's families, what is known of them, and whether they fit this machine.
 
+mod entry;
+mod filter;
 mod memory;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::path::Path;
 
+pub use entry::{Download, Entry, Known, Stored};
+pub use filter::Filter;
 pub use memory::available_bytes;
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
 
 use crate::files::read_text;
-use crate::hub::ModelId;
-use crate::import::{BARE, IMPORTERS, MAX_LAYERS};
+use crate::import::{BARE, IMPORTERS};
 use crate::{Error, Result};
 
 /// The catalogue that ships.
 const SHIPPED: &str = include_str!("../../catalogue.toml");
 /// Most models of a catalogue.
 const MAX_MODELS: usize = 10_000;
-/// Longest text of a field.
-const MAX_TEXT: usize = 200;
-/// Most kinds of layers of a model.
-const MAX_KINDS: usize = 16;
-/// Most parameters of a model.
-const MAX_PARAMETERS: u64 = 100_000_000_000_000;
-
-/// One public checkpoint. What is not certain is left out.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Entry {
-    /// `OWNER/NAME` on the Hub.
-    pub repo: String,
-    /// The importer that reads it.
-    pub family: String,
-    /// Stored parameters, shared ones once.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub parameters: Option<u64>,
-    /// Layers of each kind of mixer.
-    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    pub layers: BTreeMap<String, usize>,
-    /// Kinds of mixers, where their numbers are not certain.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    kinds: Vec<String>,
-    /// The Hub's identifier of the licence.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub licence: Option<String>,
-    /// Where the tokenizer is: `own`, another repository, `characters` or `bytes`.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub tokenizer: Option<String>,
-    /// Bytes of a pull.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub download_bytes: Option<u64>,
-    /// Whether a licence has to be accepted first.
-    #[serde(default)]
-    pub gated: bool,
-    /// Fields that were computed from the configuration rather than published.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub derived: Vec<String>,
-    /// What else to know.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub note: Option<String>,
-}
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct File {
     #[serde(default)]
     model: Vec<toml::Spanned<Entry>>,
-}
-
-/// Which models to list; everything that is set has to hold.
-#[derive(Debug, Clone, Default)]
-pub struct Filter {
-    /// Of this family.
-    pub family: Option<String>,
-    /// With this many parameters at most.
-    pub max_parameters: Option<u64>,
-    /// With layers of this kind.
-    pub kind: Option<String>,
-    /// Under this licence.
-    pub licence: Option<String>,
-    /// With this text somewhere.
-    pub search: Option<String>,
-}
-
-impl Entry {
-    /// The kinds of its mixers, sorted.
-    pub fn kinds(&self) -> BTreeSet<&str> {
-        self.layers.keys().chain(&self.kinds).map(String::as_str).collect()
-    }
-
-    /// Bytes of its weights, each of this many bytes.
-    pub fn bytes(&self, of_one: usize) -> Option<u64> {
-        self.parameters?.checked_mul(of_one as u64)
-    }
-
-    /// Whether this version reads its family.
-    pub fn has_importer(&self) -> bool {
-        families().any(|family| family == self.family)
-    }
-
-    /// What is wrong with it.
-    fn problem(&self) -> Option<String> {
-        if let Some(Err(error)) =
-            ModelId::recognise(&self.repo).or_else(|| Some(ModelId::new(&self.repo, None)))
-        {
-            return Some(format!("repo: {error}"));
-        }
-        if self.repo.contains('@') {
-            return Some(format!("repo: expected no revision, found {:?}", self.repo));
-        }
-        let texts = [&self.licence, &self.tokenizer, &self.note].into_iter().flatten();
-        let words =
-            texts.chain([&self.family]).chain(self.layers.keys()).chain(&self.kinds).chain(&self.derived);
-        let bad =
-            |text: &&String| text.is_empty() || text.len() > MAX_TEXT || text.chars().any(char::is_control);
-        if let Some(text) = words.clone().find(bad) {
-            let shown: String = text.chars().take(40).collect();
-            return Some(format!("expected texts of 1 to {MAX_TEXT} bytes in one line, found {shown:?}"));
-        }
-        if self.kinds().len() > MAX_KINDS || self.derived.len() > MAX_KINDS {
-            return Some(format!("expected at most {MAX_KINDS} kinds of layers"));
-        }
-        if let Some((kind, n)) = self.layers.iter().find(|(_, n)| !(1..=MAX_LAYERS).contains(*n)) {
-            return Some(format!("layers.{kind}: expected 1 to {MAX_LAYERS}, found {n}"));
-        }
-        let sizes = [("parameters", self.parameters), ("download_bytes", self.download_bytes)];
-        let large = |(_, n): &(&str, Option<u64>)| n.is_some_and(|n| n == 0 || n > MAX_PARAMETERS);
-        sizes.iter().find(|size| large(size)).map(|(name, n)| {
-            format!("{name}: expected 1 to {MAX_PARAMETERS}, found {}", n.unwrap_or_default())
-        })
-    }
 }
 
 /// The families that this version reads.
@@ -172,8 +68,9 @@ fn parse(text: &str, path: &Path) -> Result<Vec<Entry>> {
         if let Some(problem) = entry.problem() {
             return Err(Error::at(path, format!("model at line {line}: {problem}")).hint(hint));
         }
-        if let Some(first) = seen.insert(entry.repo.clone(), line) {
-            let message = format!("model at line {line}: {} is at line {first} already", entry.repo);
+        if let Some(first) = seen.insert((entry.repo.clone(), entry.file.clone()), line) {
+            let name = entry.file.as_ref().unwrap_or(&entry.repo);
+            let message = format!("model at line {line}: {name} is at line {first} already");
             return Err(Error::at(path, message).hint("leave one of them out"));
         }
         entries.push(entry);
@@ -181,76 +78,94 @@ fn parse(text: &str, path: &Path) -> Result<Vec<Entry>> {
     Ok(entries)
 }
 
-impl Filter {
-    /// Whether a model is to be listed.
-    pub fn takes(&self, entry: &Entry) -> bool {
-        let same = |a: &Option<String>, b: &str| a.as_ref().is_none_or(|a| a.eq_ignore_ascii_case(b));
-        let kind =
-            self.kind.as_ref().is_none_or(|kind| entry.kinds().contains(kind.to_ascii_lowercase().as_str()));
-        let small = self.max_parameters.is_none_or(|most| entry.parameters.is_some_and(|n| n <= most));
-        let licence = entry.licence.as_deref().unwrap_or_default();
-        kind && small
-            && same(&self.family, &entry.family)
-            && same(&self.licence, licence)
-            && self.finds(entry)
-    }
-
-    fn finds(&self, entry: &Entry) -> bool {
-        let Some(search) = self.search.as_ref().map(|search| search.to_lowercase()) else { return true };
-        let texts = [&entry.licence, &entry.tokenizer, &entry.note].into_iter().flatten();
-        texts
-            .chain([&entry.repo, &entry.family])
-            .map(String::as_str)
-            .chain(entry.kinds())
-            .any(|text| text.to_lowercase().contains(&search))
-    }
-
-    /// Refuses a family, kind or licence that no entry has: a mistake in it would look like an empty list.
-    ///
-    /// # Errors
-    /// With those that there are.
-    pub fn check(&self, entries: &[Entry]) -> Result<()> {
-        let all = |of: &dyn Fn(&Entry) -> Vec<String>| entries.iter().flat_map(of).collect::<BTreeSet<_>>();
-        let known = [
-            ("--family", &self.family, all(&|e| vec![e.family.clone()])),
-            ("--kind", &self.kind, all(&|e| e.kinds().into_iter().map(String::from).collect())),
-            ("--licence", &self.licence, all(&|e| e.licence.clone().into_iter().collect())),
-        ];
-        for (flag, asked, known) in known {
-            let Some(asked) = asked else { continue };
-            if !known.iter().any(|name| name.eq_ignore_ascii_case(asked)) {
-                let known: Vec<String> = known.into_iter().collect();
-                let message = format!("{flag}: no model of the catalogue has {asked:?}");
-                return Err(Error::new(message).hint(format!("there are {}", known.join(", "))));
-            }
-        }
-        Ok(())
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use semisep_models::Registry;
 
     use super::*;
 
     #[test]
-    fn every_family_has_an_importer_and_every_kind_is_a_mixer() {
+    fn every_model_is_known_as_far_as_a_user_asks() {
         let entries = shipped().unwrap();
-        assert!(entries.len() > 150);
+        assert!(entries.len() > 250);
         let registry = Registry::builtin();
         let mixers: BTreeSet<&str> = registry.names().collect();
         for entry in &entries {
-            assert!(entry.has_importer(), "{}: {}", entry.repo, entry.family);
-            assert!(!entry.kinds().is_empty(), "{}", entry.repo);
+            let name = entry.file.as_ref().unwrap_or(&entry.repo);
+            assert!(entry.has_importer(), "{name}: {}", entry.family);
+            assert!(!entry.kinds().is_empty(), "{name}");
             for kind in entry.kinds() {
-                assert!(mixers.contains(kind), "{}: {kind}", entry.repo);
+                assert!(mixers.contains(kind), "{name}: {kind}");
             }
-            let fields = ["parameters", "layers", "download_bytes"];
-            assert!(entry.derived.iter().all(|field| fields.contains(&field.as_str())), "{}", entry.repo);
+            assert!(entry.tokenizer.is_some() && entry.source.is_some(), "{name}");
+            let parameters = entry.parameters.unwrap();
+            assert!(entry.stored_parameters.is_none_or(|stored| stored > parameters), "{name}");
+            // Two or four bytes each; a training checkpoint holds up to three times as many.
+            let each = entry.download().unwrap().bytes as f64 / parameters as f64;
+            assert!((1.9..12.1).contains(&each), "{name}: {each} bytes a parameter");
         }
         let listed: BTreeSet<&str> = entries.iter().map(|entry| entry.family.as_str()).collect();
-        assert!(listed.len() > 20);
+        assert!(listed.len() > 30);
+    }
+
+    /// What is said to be approximate is a round number, and is neither derived nor said of an unknown field.
+    #[test]
+    fn approximate_figures_are_round() {
+        for entry in shipped().unwrap() {
+            let (name, parameters) = (&entry.repo, entry.parameters.unwrap());
+            let digits = parameters.to_string();
+            if entry.is_approximate("parameters") {
+                assert!(digits.trim_end_matches('0').len() <= 4, "{name}: {parameters}");
+            }
+            assert!(entry.derived.iter().all(|field| field == "parameters"), "{name}");
+            assert!(entry.approximate.iter().all(|field| !entry.derived.contains(field)), "{name}");
+            let fields = ["parameters", "download_bytes"];
+            assert!(entry.approximate.iter().all(|field| fields.contains(&field.as_str())), "{name}");
+        }
+    }
+
+    /// A size in a name, `-1.2B` or `-90M`, is the model's; they are rounded freely, `0.1B` is 191 million.
+    #[test]
+    fn names_and_figures_agree() {
+        let size = |part: &str| {
+            let scale = match part.chars().last()?.to_ascii_lowercase() {
+                'm' => 1e6,
+                'b' => 1e9,
+                _ => return None,
+            };
+            part[..part.len() - 1].parse::<f64>().ok().map(|n| n * scale)
+        };
+        let mut found = 0;
+        // HyenaDNA's numbers are lengths.
+        for entry in shipped().unwrap().iter().filter(|entry| !entry.family.starts_with("hyenadna")) {
+            let name = entry.file.as_ref().unwrap_or(&entry.repo);
+            let Some(named) = name.split(['-', '/']).find_map(size) else { continue };
+            let ratio = entry.parameters.unwrap() as f64 / named;
+            assert!((0.9..2.0).contains(&ratio), "{name}: {:?}", entry.parameters);
+            found += 1;
+        }
+        assert!(found > 200);
+    }
+
+    /// Where a model is said to have another's shapes it has its parameters.
+    #[test]
+    fn models_of_the_same_shapes_agree() {
+        let entries = shipped().unwrap();
+        let mut found = 0;
+        for entry in &entries {
+            let Some(other) = entry.source.as_ref().and_then(|source| source.strip_prefix("those of "))
+            else {
+                continue;
+            };
+            let same = |e: &&Entry| {
+                e.repo == other && (e.parameters, &e.layers) == (entry.parameters, &entry.layers)
+            };
+            assert!(entries.iter().any(|e| same(&e)), "{}: {other}", entry.repo);
+            found += 1;
+        }
+        assert!(found > 20);
     }
 
     fn entry(lines: &str) -> Result<Vec<Entry>> {
@@ -258,8 +173,28 @@ mod tests {
     }
 
     #[test]
+    fn downloads_are_as_certain_as_what_is_known() {
+        let of = |lines: &str| entry(lines).unwrap()[0].download().map(|d| (d.bytes, d.known));
+        assert_eq!(of("parameters = 12"), Some((48, Known::Most)));
+        assert_eq!(of("parameters = 12\nstored = \"bf16\""), Some((24, Known::About)));
+        assert_eq!(of("parameters = 12\nstored = \"f16\""), Some((24, Known::About)));
+        assert_eq!(of("parameters = 12\nstored = \"f32\"\nstored_parameters = 20"), Some((80, Known::About)));
+        assert_eq!(of("parameters = 12\nstored = \"f32\"\ndownload_bytes = 9"), Some((9, Known::Exact)));
+        assert_eq!(of("download_bytes = 9\napproximate = [\"download_bytes\"]"), Some((9, Known::About)));
+        assert_eq!(of("stored = \"f32\""), None);
+    }
+
+    #[test]
     fn catalogues_of_others_are_checked() {
         assert_eq!(entry("parameters = 12").unwrap()[0].bytes(2), Some(24));
+        let files = "file = \"x.pth\"\n[[model]]\nrepo = \"a/b\"\nfile = \"y.pth\"\nfamily = \"f\"";
+        assert_eq!(entry(files).unwrap().len(), 2);
+        assert!(
+            entry(&files.replace("y.pth", "x.pth"))
+                .unwrap_err()
+                .to_string()
+                .contains("x.pth is at line 2 already")
+        );
         assert!(parse("", Path::new("mine.toml")).unwrap().is_empty());
         let long = format!("note = \"{}\"", "x".repeat(201));
         for (lines, says) in [
@@ -276,6 +211,11 @@ mod tests {
             ("[[model]]\nrepo = \"../x\"\nfamily = \"f\"", "line 5: repo"),
             ("[[model]]\nrepo = \"a/b@main\"\nfamily = \"f\"", "no revision"),
             ("[[model]]\nfamily = \"f\"", "repo"),
+            ("[[model]]\nrepo = \"c/d\"\nfile = \"../x.pth\"\nfamily = \"f\"", "line 5: file"),
+            ("file = \".x\"", "line 2: file"),
+            ("stored = \"q8_0\"", "line 5"),
+            ("stored_parameters = 0", "line 2: stored_parameters"),
+            ("approximate = [\"\"]", "texts of 1 to 200"),
             ("= 1", "line 5"),
         ] {
             let error = entry(lines).unwrap_err();
@@ -296,10 +236,14 @@ mod tests {
         };
         let text = |text: &str| Some(text.to_string());
         assert_eq!(count(Filter::default()), entries.len());
-        assert_eq!(count(Filter { family: text("Zamba2"), ..Filter::default() }), 6);
+        assert_eq!(count(Filter { family: text("Zamba2"), ..Filter::default() }), 9);
         let small = Filter { max_parameters: Some(200_000_000), kind: text("mamba2"), ..Filter::default() };
-        assert_eq!(count(small.clone()), 1);
-        assert_eq!(count(Filter { search: text("MAMBA2-130"), ..small.clone() }), 1);
+        assert_eq!(count(small.clone()), 4);
+        assert_eq!(count(Filter { search: text("SPACES/MAMBA2-130"), ..small.clone() }), 1);
+        assert_eq!(
+            count(Filter { search: text("world-0.4b"), family: text("rwkv-pth"), ..Filter::default() }),
+            3
+        );
         assert_eq!(count(Filter { licence: text("gemma"), ..small }), 0);
         let wrong = Filter { kind: text("mamba4"), ..Filter::default() };
         assert!(wrong.check(&entries).unwrap_err().advice().unwrap().contains("mamba2"));

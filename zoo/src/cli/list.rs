@@ -8,13 +8,14 @@ use serde_json::json;
 
 use super::model::Dtype;
 use super::{Outcome, print};
-use crate::catalogue::{Entry, Filter, available_bytes, open, shipped};
+use crate::catalogue::{Download, Entry, Filter, Known, available_bytes, open, shipped};
 use crate::units::{bytes, count};
 use crate::{Error, Result};
 
 /// List public checkpoints of the zoo's families, and whether they fit this machine's memory
 ///
-/// What is not certain is left out. Weights alone are counted: a long context needs more.
+/// `~` stands before what is known to a few digits, `<` before what it is at most, `?` for what is not known. Memory is
+/// that of the weights alone: a long context needs more.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     /// Of this family
@@ -110,6 +111,8 @@ fn as_json(rows: &[Row<'_>], dtype: Dtype) -> Result<String> {
         let mut value = serde_json::to_value(row.entry).map_err(Error::new)?;
         value["kinds"] = json!(row.entry.kinds());
         value["dtype"] = json!(DType::from(dtype).as_str());
+        value["download_bytes"] = json!(row.entry.download().map(|download| download.bytes));
+        value["download_known"] = json!(row.entry.download().map(|download| download.known));
         value["weight_bytes"] = json!(row.bytes);
         value["fits"] = json!(row.fits);
         value["importer"] = json!(row.entry.has_importer());
@@ -122,7 +125,9 @@ fn as_json(rows: &[Row<'_>], dtype: Dtype) -> Result<String> {
 fn as_text(rows: &[Row<'_>], dtype: Dtype, free: Option<u64>) -> String {
     let mut table = Table::new();
     table.load_style(presets::UTF8_BORDERS_ONLY);
-    table.set_header(["model", "family", "parameters", "layers", "licence", "weights", "fits"]);
+    let header =
+        ["model", "family", "parameters", "layers", "licence", "tokenizer", "download", "weights", "fits"];
+    table.set_header(header);
     let right = |text: String| Cell::new(text).set_alignment(CellAlignment::Right);
     let unknown = || "?".to_string();
     for row in rows {
@@ -134,18 +139,36 @@ fn as_text(rows: &[Row<'_>], dtype: Dtype, free: Option<u64>) -> String {
             None => "?",
         };
         let gated = if entry.gated { ", gated" } else { "" };
+        let about = if entry.is_approximate("parameters") { "~" } else { "" };
         table.add_row([
-            Cell::new(&entry.repo),
+            Cell::new(name(entry)),
             Cell::new(&entry.family),
-            right(entry.parameters.map_or_else(unknown, count)),
+            right(entry.parameters.map_or_else(unknown, |n| format!("{about}{}", count(n)))),
             Cell::new(layers(entry)),
             Cell::new(format!("{}{gated}", entry.licence.as_deref().unwrap_or("?"))),
-            right(row.bytes.map_or_else(unknown, bytes)),
+            Cell::new(entry.tokenizer.as_deref().unwrap_or("?")),
+            right(entry.download().map_or_else(unknown, download)),
+            right(row.bytes.map_or_else(unknown, |n| format!("{about}{}", bytes(n)))),
             Cell::new(fits),
         ]);
     }
     let free = free.map_or_else(String::new, |free| format!("; {} of memory are free", bytes(free)));
     format!("{table}\n{} models; weights in {}{free}\n", rows.len(), DType::from(dtype).as_str())
+}
+
+/// The repository, and the file on a line of its own where there are several models in it.
+fn name(entry: &Entry) -> String {
+    let file = entry.file.as_ref().map_or_else(String::new, |file| format!("\n  {file}"));
+    format!("{}{file}", entry.repo)
+}
+
+fn download(download: Download) -> String {
+    let sign = match download.known {
+        Known::Exact => "",
+        Known::About => "~",
+        Known::Most => "<",
+    };
+    format!("{sign}{}", bytes(download.bytes))
 }
 
 fn layers(entry: &Entry) -> String {
