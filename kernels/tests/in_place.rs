@@ -53,7 +53,7 @@ fn scattered(numbers: &Tensor, lengths: &[usize]) -> InPlace {
         first += rows;
     }
     let memories = memories.map(|bytes| memory(&bytes));
-    let run = |(of, start, rows)| Run { memory: memories[of].clone(), start, rows };
+    let run = |(of, start, rows): (usize, usize, usize)| Run { memory: memories[of].clone(), start, rows };
     InPlace::new(numbers.dtype(), columns, places.into_iter().map(run).collect()).unwrap()
 }
 
