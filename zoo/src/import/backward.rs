@@ -49,13 +49,16 @@ impl Names {
     ) -> Result<Vec<Foreign>, String> {
         let mut ways = Vec::new();
         for (i, (name, _)) in parameters.iter().enumerate() {
-            ways.extend(self.ways(i, name)?);
+            ways.extend(self.ways(i, name, stored)?);
         }
         let mut shapes: BTreeMap<&str, Sizes> = BTreeMap::new();
         for way in &ways {
             let sizes = match (stored(&way.foreign), way.join) {
                 (Some(shape), _) => Sizes::known(&shape),
-                (None, None) => Sizes::known(parameters[way.parameter].1),
+                (None, None) => {
+                    let ones = vec![1; self.ones_before(&way.foreign)];
+                    Sizes::known(&[&ones, parameters[way.parameter].1].concat())
+                }
                 (None, Some(join)) => self.sizes(join, parameters[way.parameter].1).unwrap_or_default(),
             };
             let so_far = shapes.entry(&way.foreign).or_insert_with(|| sizes.clone());
@@ -78,25 +81,31 @@ impl Names {
         Ok(tensors)
     }
 
-    /// Where a parameter goes.
-    fn ways(&self, parameter: usize, native: &str) -> Result<Vec<Way>, String> {
+    /// Where a parameter goes: of several ways that which ends in stored tensors, else the first.
+    fn ways(
+        &self,
+        parameter: usize,
+        native: &str,
+        stored: &dyn Fn(&str) -> Option<Vec<usize>>,
+    ) -> Result<Vec<Way>, String> {
         let leads = |foreign: &str, join| {
             self.destinations(foreign).contains(&Destination { native: native.into(), join })
         };
-        for rule in 0..self.rules() {
+        let by_rule = |rule: usize| {
             let pieces = self.rule(rule).map_or(0, |join| join.pieces.len());
             let ways = (0..pieces).map(|piece| {
                 let join = Some((rule, piece));
                 let foreign = self.foreign(native, (rule, piece)).filter(|foreign| leads(foreign, join))?;
                 Some(Way { parameter, foreign, join })
             });
-            if let Some(ways) = ways.collect::<Option<Vec<_>>>() {
-                return Ok(ways);
-            }
-        }
-        let foreign = self.renamed_from(native).find(|foreign| leads(foreign, None));
-        let foreign = foreign.ok_or_else(|| format!("{native} has no name there"))?;
-        Ok(vec![Way { parameter, foreign, join: None }])
+            ways.collect::<Option<Vec<_>>>()
+        };
+        let renamed = self.renamed_from(native).filter(|foreign| leads(foreign, None));
+        let renamed = renamed.map(|foreign| vec![Way { parameter, foreign, join: None }]);
+        let all: Vec<Vec<Way>> = (0..self.rules()).filter_map(by_rule).chain(renamed).collect();
+        let there = |ways: &Vec<Way>| ways.iter().all(|way| stored(&way.foreign).is_some());
+        let chosen = all.iter().position(there).unwrap_or(0);
+        all.into_iter().nth(chosen).ok_or_else(|| format!("{native} has no name there"))
     }
 
     /// What a rule says of the shape of a piece's tensor, for a parameter of this shape.
@@ -107,18 +116,9 @@ impl Names {
         if stacked {
             return Some(Sizes::known(&native[1..]));
         }
-        let all: Option<Vec<(Sizes, Option<usize>)>> =
-            pieces.iter().map(|piece| Sizes::of(piece, native)).collect();
-        let all = all?;
-        let known: usize = all.iter().filter_map(|(_, rows)| *rows).sum();
-        let unknown = all.iter().filter(|(_, rows)| rows.is_none()).count();
-        let (mut sizes, rows) = all.into_iter().nth(piece)?;
-        if rows.is_none() {
-            // Pieces that nothing is said of are of the same size.
-            let left = native.first()?.checked_sub(known)?;
-            sizes.0[0].known.get_or_insert(left / unknown);
-        }
-        Some(sizes)
+        // Stacks of parameters have more axes than one of them.
+        const MORE: usize = 2;
+        (0..=MORE).find_map(|more| Sizes::of_pieces(pieces, native, more)?.into_iter().nth(piece))
     }
 
     /// The part of a tensor of this shape that a parameter fills.
@@ -181,16 +181,44 @@ impl Sizes {
         Self(shape.iter().map(|&d| Size { known: Some(d), least: d }).collect())
     }
 
-    /// What a piece's steps say of its tensor, whose last axes are the parameter's; and the rows it gives, if that is known.
-    fn of(piece: &Piece, native: &[usize]) -> Option<(Self, Option<usize>)> {
+    /// The shapes of the tensors of these pieces, which have so many axes more than the parameter; `None` if they cannot.
+    fn of_pieces(pieces: &[Piece], native: &[usize], more: usize) -> Option<Vec<Self>> {
+        let all: Option<Vec<_>> = pieces.iter().map(|piece| Self::of(piece, native, more)).collect();
+        let mut all = all?;
+        let known: usize = all.iter().filter_map(|(_, rows, open)| open.is_none().then_some(*rows)).sum();
+        let open = all.iter().filter(|(_, _, open)| open.is_some()).count();
+        // Pieces that nothing is said of are of the same size.
+        let left = native.first()?.checked_sub(known)?;
+        if open == 0 && left > 0 {
+            return None;
+        }
+        for (sizes, rows, axis) in &mut all {
+            if let Some(axis) = axis {
+                let each = left / open;
+                sizes.0[*axis].known = each.is_multiple_of(*rows).then_some(each / (*rows).max(1));
+                sizes.0[*axis].known?;
+            }
+        }
+        Some(all.into_iter().map(|(sizes, ..)| sizes).collect())
+    }
+
+    /// What a piece's steps say of its tensor, whose last axes are the parameter's; how many rows it gives, or how many
+    /// times those of the axis that nothing is said of, and which this is.
+    fn of(piece: &Piece, native: &[usize], more: usize) -> Option<(Self, usize, Option<usize>)> {
         let mut sizes = Self::known(native);
         *sizes.0.first_mut()? = Size::default();
+        sizes.0.splice(0..0, vec![Size::default(); more]);
         let mut axes: Vec<Axis> = sizes.0.iter().enumerate().map(|(i, s)| (s.known, Some(i))).collect();
         for step in piece.steps() {
             match step {
                 Step::Split { axis, sizes: parts } => {
-                    if let (_, Some(root)) = *axes.get(*axis)? {
-                        sizes.0[root].known = Some(parts.iter().product());
+                    let whole: usize = parts.iter().product();
+                    let (size, root) = *axes.get(*axis)?;
+                    if size.is_some_and(|size| size != whole) {
+                        return None;
+                    }
+                    if let Some(root) = root {
+                        sizes.0[root].known = Some(whole);
                     }
                     axes.splice(axis..=axis, parts.iter().map(|&d| (Some(d), None)));
                 }
@@ -204,9 +232,14 @@ impl Sizes {
                 Step::Swap(..) => return None,
             }
         }
-        let elements: Option<usize> = axes.iter().map(|(size, _)| *size).product();
-        let row: usize = native.iter().skip(1).product();
-        Some((sizes, elements.filter(|_| row > 0).map(|n| n / row)))
+        let (first, last) = axes.split_at(axes.len().checked_sub(native.len() - 1)?);
+        if last.iter().zip(&native[1..]).any(|((size, _), d)| *size != Some(*d)) {
+            return None;
+        }
+        let mut open = first.iter().filter(|(size, _)| size.is_none()).map(|(_, root)| *root);
+        let (one, another) = (open.next().flatten(), open.next());
+        let rows = first.iter().filter_map(|(size, _)| *size).product();
+        another.is_none().then_some((sizes, rows, one))
     }
 
     /// Adds what another piece of the same tensor says; `None` if they disagree.

@@ -51,9 +51,15 @@ pub(super) fn import(
 }
 
 /// With a SiLU gate, the norm of the heads by the name of the kernel that computes both at once, whatever kernel the
-/// checkpoint was written for (`fuse_norm`).
-pub(super) fn swish_gate(names: Names) -> Names {
-    names.first("model.layers.*.attn.g_norm", "backbone.layers.*.mixer.g_norm_swish_gate")
+/// checkpoint was written for; `fuse_norm` says by which name it is written.
+pub(super) fn swish_gate(config: &Fields, names: Names) -> Names {
+    const OURS: &str = "backbone.layers.*.mixer.g_norm_swish_gate";
+    let (fused, apart) = ("model.layers.*.attn.g_norm_swish_gate", "model.layers.*.attn.g_norm");
+    if config.flag_or("fuse_norm", true) {
+        names.first(apart, OURS).first(fused, OURS)
+    } else {
+        names.first(apart, OURS)
+    }
 }
 
 fn names() -> Names {

@@ -17,7 +17,7 @@ pub(super) const GLA: Importer = Importer {
         let gated = mixer.use_output_gate && mixer.gate_fn == Activation::Silu;
         let mut import = fla::import(folder, GLA.family, 4.0, Arc::new(mixer))?;
         if gated {
-            import.names = fla::swish_gate(import.names);
+            import.names = fla::swish_gate(&folder.config, import.names);
         }
         Ok(import)
     },

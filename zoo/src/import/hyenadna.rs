@@ -67,7 +67,7 @@ fn import(folder: &Folder<'_>, family: &'static str, mixer: HyenaConfig, tie: bo
         ..ModelConfig::new(d_model, vocab_size)
     };
     folder.check_embedding(&embedding, model.padded_vocab(), ("d_model", d_model));
-    let names = names(mixer.modulate);
+    let names = names(mixer.modulate, if family == HF.family { "hyena." } else { "" });
     let (mixer, mlp): (Arc<dyn MixerConfig>, Arc<dyn MixerConfig>) = (Arc::new(mixer), Arc::new(mlp));
     let stages = || vec![residual(mixer.clone(), "mixer", "norm1"), residual(mlp.clone(), "mlp", "norm2")];
     let layers = (0..n_layer).map(|_| layer("hyena", stages())).collect();
@@ -167,7 +167,7 @@ macro_rules! copies {
 }
 
 /// Models trained with activation checkpointing have a further `layer` in their names.
-fn names(modulate: bool) -> Names {
+fn names(modulate: bool, first: &str) -> Names {
     let copies = copies![
         "*.layers.*.mixer",
         "*.*.layers.*.mixer",
@@ -180,41 +180,30 @@ fn names(modulate: bool) -> Names {
         "*.*.layers.*.mixer.filter_fn.pos_emb.t",
         "*.*.layers.*.mixer.filter_fn.modulation.deltas",
     ];
-    let names = copies.into_iter().fold(prefixed(), Names::ignore);
+    let names = copies.into_iter().fold(prefixed(first), Names::ignore);
     if modulate { names } else { window.into_iter().fold(names, Names::ignore) }
 }
 
-fn prefixed() -> Names {
+/// The prefix and the place of the parts that the family writes come first.
+fn prefixed(first: &str) -> Names {
     let mut names = Names::new();
-    for [embeddings, mixer, mlp, norm, backbone] in [
-        [
-            "backbone.embeddings.word_embeddings",
-            "backbone.layers.*.mixer.layer",
-            "backbone.layers.*.mlp.layer",
-            "backbone.ln_f",
-            "backbone",
-        ],
-        [
-            "model.backbone.embeddings.word_embeddings",
-            "model.backbone.layers.*.mixer.layer",
-            "model.backbone.layers.*.mlp.layer",
-            "model.backbone.ln_f",
-            "model.backbone",
-        ],
-        [
-            "hyena.backbone.embeddings.word_embeddings",
-            "hyena.backbone.layers.*.mixer.layer",
-            "hyena.backbone.layers.*.mlp.layer",
-            "hyena.backbone.ln_f",
-            "hyena.backbone",
-        ],
-    ] {
+    let others = PREFIXES.into_iter().filter(|prefix| *prefix != first);
+    for prefix in [first].into_iter().chain(others) {
+        let backbone = format!("{prefix}backbone");
+        for part in ["mixer", "mlp"] {
+            let (from, to) = (format!("{backbone}.layers.*.{part}"), format!("backbone.layers.*.{part}"));
+            for map in PARTS {
+                names = names.rename(format!("{from}.{map}"), format!("{to}.{map}"));
+            }
+            names = names.rename(format!("{from}.layer"), to);
+        }
         names = names
-            .rename(embeddings, "backbone.embedding")
-            .rename(mixer, "backbone.layers.*.mixer")
-            .rename(mlp, "backbone.layers.*.mlp")
-            .rename(norm, "backbone.norm_f")
+            .rename(format!("{backbone}.embeddings.word_embeddings"), "backbone.embedding")
+            .rename(format!("{backbone}.ln_f"), "backbone.norm_f")
             .rename(backbone, "backbone");
     }
-    names.rename("model.lm_head", "lm_head")
+    names.rename("lm_head", "lm_head").rename("model.lm_head", "lm_head")
 }
+
+/// What is in mixers and MLPs.
+const PARTS: [&str; 6] = ["in_proj", "out_proj", "short_filter", "filter_fn", "fc1", "fc2"];

@@ -21,6 +21,7 @@ pub struct Names {
     renames: Vec<(Pattern, Pattern)>,
     joins: Vec<Join>,
     ignored: Vec<Pattern>,
+    ones: Vec<(Pattern, usize)>,
     tied: Option<(&'static str, &'static str)>,
 }
 
@@ -150,6 +151,18 @@ impl Names {
         self
     }
 
+    /// Tensors that begin with this are written with so many axes of one element before their own.
+    pub fn ones(mut self, foreign: impl Into<Pattern>, axes: usize) -> Self {
+        self.ones.push((foreign.into(), axes));
+        self
+    }
+
+    /// How many axes of one element are written before those of this tensor.
+    pub(super) fn ones_before(&self, foreign: &str) -> usize {
+        let rule = self.ones.iter().find(|(pattern, _)| matched(pattern, foreign).is_some());
+        rule.map_or(0, |(_, axes)| *axes)
+    }
+
     /// The tensor `alias` (a name of ours) is stored as well, but is the same as `original`.
     pub fn tie(mut self, alias: &'static str, original: &'static str) -> Self {
         self.tied = Some((alias, original));
@@ -171,7 +184,9 @@ impl Names {
         let rules = self.renames.iter();
         let renamed = rules.filter_map(move |(foreign, ours)| {
             let (stars, rest) = matched(ours, native)?;
-            Some(filled(foreign, &stars, rest))
+            // One that stands for any of several is none to write.
+            let stood_for = foreign.split('.').filter(|part| *part == "*").count() <= stars.len();
+            stood_for.then(|| filled(foreign, &stars, rest))
         });
         renamed.chain([native.to_owned()])
     }

@@ -63,7 +63,9 @@ fn import(folder: &Folder<'_>) -> Result<Import> {
         };
         layer(block, vec![residual(mixer.clone(), "mixer", "norm"), residual(mlp.clone(), "mlp", "norm2")])
     });
-    let names = names();
+    let head_dim = config.size_or("head_dim", (d_model / heads).max(1));
+    let kv_heads = config.size_or("num_key_value_heads", heads);
+    let names = names((heads.saturating_mul(head_dim), kv_heads.saturating_mul(head_dim)));
     Ok(Import {
         family: RECURRENT_GEMMA.family,
         architecture: Architecture { name: folder.name(), model, layers: layers.collect() },
@@ -137,14 +139,16 @@ fn mlp(config: &Fields, d_model: usize, activation: Activation) -> Arc<dyn Mixer
     })
 }
 
-fn names() -> Names {
-    let part = |name: &str| Piece::of(format!("model.layers.*.temporal_block.{name}"));
+/// Queries, keys and values of so many rows each.
+fn names((q, k): (usize, usize)) -> Names {
+    let part =
+        |name: &str, rows| Piece::of(format!("model.layers.*.temporal_block.{name}")).split(0, &[rows]);
     Names::new()
         .rename("model.embed_tokens", "backbone.embedding")
         .plus("model.final_norm", "backbone.norm_f", 1.0)
         .plus("model.layers.*.temporal_pre_norm", "backbone.layers.*.norm", 1.0)
         .plus("model.layers.*.channel_pre_norm", "backbone.layers.*.norm2", 1.0)
-        .join("backbone.layers.*.mixer.in_proj", [part("q_proj"), part("k_proj"), part("v_proj")])
+        .join("backbone.layers.*.mixer.in_proj", [part("q_proj", q), part("k_proj", k), part("v_proj", k)])
         .rename("model.layers.*.temporal_block.o_proj", "backbone.layers.*.mixer.out_proj")
         .rename("model.layers.*.temporal_block", "backbone.layers.*.mixer")
         .rename("model.layers.*.mlp_block", "backbone.layers.*.mlp")

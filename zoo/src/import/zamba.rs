@@ -63,6 +63,7 @@ fn import(folder: &Folder<'_>, family: Family) -> Result<Import> {
     let (d_model, n_layer) = (config.size("hidden_size"), config.size_up_to("num_hidden_layers", MAX_LAYERS));
     let kinds = kinds(config, family, n_layer, &mut notes);
     let hidden = config.size_or("intermediate_size", 4 * d_model);
+    let (heads, kv_heads, head_dim) = heads(config, family, d_model);
     let parts = Parts {
         mamba: match family {
             Family::Zamba => mamba1(config),
@@ -92,7 +93,12 @@ fn import(folder: &Folder<'_>, family: Family) -> Result<Import> {
         let block = hybrid.iter().position(|&h| h == i).map(|k| k % blocks);
         layer(&parts, block)
     });
-    let sizes = names::Sizes { hidden, inner: inner(config, d_model) };
+    let sizes = names::Sizes {
+        hidden,
+        inner: inner(config, d_model),
+        mamba_heads: config.size_or("n_mamba_heads", 2),
+        attention: (heads.saturating_mul(head_dim), kv_heads.saturating_mul(head_dim)),
+    };
     let names = match family {
         Family::Zamba => names::zamba(folder.checkpoint, &hybrid, &sizes),
         Family::Zamba2 => names::zamba2(folder.checkpoint, &hybrid, blocks, &sizes),
@@ -220,10 +226,16 @@ fn mamba2(config: &Fields, d_model: usize) -> Arc<dyn MixerConfig> {
     })
 }
 
-/// Over twice the width; scores are scaled as if heads were half as wide as they are.
-fn attention(config: &Fields, family: Family, d_model: usize) -> Arc<dyn MixerConfig> {
+/// Heads of queries, heads of keys, and the features of each.
+fn heads(config: &Fields, family: Family, d_model: usize) -> (usize, usize, usize) {
     let heads = config.size_or("num_attention_heads", if family == Family::Zamba { 16 } else { 32 });
     let head_dim = config.size_or("attention_head_dim", (2 * d_model / heads).max(1));
+    (heads, config.size_or("num_key_value_heads", heads), head_dim)
+}
+
+/// Over twice the width; scores are scaled as if heads were half as wide as they are.
+fn attention(config: &Fields, family: Family, d_model: usize) -> Arc<dyn MixerConfig> {
+    let (heads, kv_heads, head_dim) = heads(config, family, d_model);
     let width = 2 * d_model;
     if config.ok() && config.size_or("attention_hidden_size", width) != width {
         let found = config.size_or("attention_hidden_size", width);
@@ -239,7 +251,7 @@ fn attention(config: &Fields, family: Family, d_model: usize) -> Arc<dyn MixerCo
         RotaryConfig { dim: None, theta: theta * factor, interleaved: false, scaling: None }
     });
     Arc::new(AttentionConfig {
-        n_kv_heads: Some(config.size_or("num_key_value_heads", heads)),
+        n_kv_heads: Some(kv_heads),
         head_dim: Some(head_dim),
         scale: Some((head_dim as f64 / 2.0).powf(-0.5)),
         rope,

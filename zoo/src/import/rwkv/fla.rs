@@ -168,7 +168,10 @@ fn rwkv7(folder: &Folder<'_>) -> Result<Import> {
         block(if i == 0 { "rwkv7_first" } else { "rwkv7" }, Arc::new(mixer), &common.channel)
     });
     let layers = layers.collect();
-    let names = shared_names()
+    let mixes = ["x_r", "x_w", "x_k", "x_v", "x_a", "x_g"];
+    let names =
+        mixes.iter().fold(shared_names(), |names, x| names.ones(format!("model.layers.*.attn.{x}"), 2));
+    let names = names
         .rename("model.layers.*.attn.w_lora.lora.2.bias", "backbone.layers.*.mixer.w0")
         .rename("model.layers.*.attn.a_lora.lora.2.bias", "backbone.layers.*.mixer.a0")
         .rename("model.layers.*.attn.v_lora.lora.2.bias", "backbone.layers.*.mixer.v0")
@@ -183,7 +186,7 @@ fn shared_names() -> Names {
     Names::new()
         .rename("model.embeddings", "backbone.embedding")
         .rename("model.norm", "backbone.norm_f")
-        .rename("model.layers.*.pre_norm", "backbone.embedding_norm")
+        .rename("model.layers.0.pre_norm", "backbone.embedding_norm")
         .rename("model.layers.*.attn_norm", "backbone.layers.*.norm")
         .rename("model.layers.*.ffn_norm", "backbone.layers.*.norm2")
         .rename("model.layers.*.attn.o_proj", "backbone.layers.*.mixer.output")

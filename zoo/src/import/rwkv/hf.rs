@@ -56,7 +56,7 @@ fn import(folder: &Folder<'_>, family: &'static str, version: usize) -> Result<I
     Ok(Import {
         family,
         architecture: architecture(folder, model, layers),
-        names: names(),
+        names: names(version),
         notes: Vec::new(),
     })
 }
@@ -84,10 +84,33 @@ fn time_mix(folder: &Folder<'_>, config: &Fields, version: usize, d_model: usize
     }
 }
 
-fn names() -> Names {
-    Names::new()
+/// Vectors that are stored as (1, 1, d), of all versions.
+const ONES: [&str; 14] = [
+    "attention.time_mix_key",
+    "attention.time_mix_value",
+    "attention.time_mix_receptance",
+    "attention.time_mix_gate",
+    "feed_forward.time_mix_key",
+    "feed_forward.time_mix_receptance",
+    "attention.time_maa_x",
+    "attention.time_maa_w",
+    "attention.time_maa_k",
+    "attention.time_maa_v",
+    "attention.time_maa_r",
+    "attention.time_maa_g",
+    "feed_forward.time_maa_k",
+    "feed_forward.time_maa_r",
+];
+
+fn names(version: usize) -> Names {
+    let mut names =
+        ONES.iter().fold(Names::new(), |names, tensor| names.ones(format!("rwkv.blocks.*.{tensor}"), 2));
+    if version == 6 {
+        names = names.ones("rwkv.blocks.*.attention.time_decay", 2);
+    }
+    names
         .rename("rwkv.embeddings", "backbone.embedding")
-        .rename("rwkv.blocks.*.pre_ln", "backbone.embedding_norm")
+        .rename("rwkv.blocks.0.pre_ln", "backbone.embedding_norm")
         .rename("rwkv.blocks.*.ln1", "backbone.layers.*.norm")
         .rename("rwkv.blocks.*.ln2", "backbone.layers.*.norm2")
         .rename("rwkv.blocks.*.attention.time_mix_key", "backbone.layers.*.mixer.time_mix_k")

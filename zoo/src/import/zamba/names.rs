@@ -9,6 +9,10 @@ pub(super) struct Sizes {
     pub(super) hidden: usize,
     /// Of Mamba.
     pub(super) inner: usize,
+    /// Heads of Mamba, where its tensors are stored head by head.
+    pub(super) mamba_heads: usize,
+    /// Rows of queries, and of each of keys and values.
+    pub(super) attention: (usize, usize),
 }
 
 /// The layer of a file that holds the block which these layers share: the first that has it.
@@ -19,22 +23,31 @@ fn holder(checkpoint: &Checkpoint, block: &str, layers: &[usize]) -> Option<usiz
     layers.iter().find(holds).copied().or(first)
 }
 
-fn common() -> Names {
-    Names::new()
+fn common(hybrid: &[usize]) -> Names {
+    let norm = |names: Names, i: &usize| {
+        names.rename(
+            format!("model.layers.{i}.mamba_decoder.input_layernorm"),
+            format!("backbone.layers.{i}.norm"),
+        )
+    };
+    hybrid
+        .iter()
+        .fold(Names::new(), norm)
         .rename("model.embed_tokens", "backbone.embedding")
         .rename("model.final_layernorm", "backbone.norm_f")
         .rename("model.layers.*.input_layernorm", "backbone.layers.*.norm")
-        .rename("model.layers.*.mamba_decoder.input_layernorm", "backbone.layers.*.norm")
         .rename("model.layers.*.linear", "backbone.layers.*.linear")
 }
 
 /// The block that these layers share, but for its MLP: below the first of them in ours, once in the file.
-fn block(mut names: Names, checkpoint: &Checkpoint, block: &str, layers: &[usize]) -> Names {
+fn block(mut names: Names, checkpoint: &Checkpoint, block: &str, layers: &[usize], sizes: &Sizes) -> Names {
     let (Some(source), Some(owner)) = (holder(checkpoint, block, layers), layers.first()) else {
         return names;
     };
     let (from, to) = (format!("model.layers.{source}.{block}"), format!("backbone.layers.{owner}"));
-    let parts = ["q_proj", "k_proj", "v_proj"].map(|p| Piece::of(format!("{from}.self_attn.{p}")));
+    let (q, k) = sizes.attention;
+    let parts = [("q_proj", q), ("k_proj", k), ("v_proj", k)]
+        .map(|(p, rows)| Piece::of(format!("{from}.self_attn.{p}")).split(0, &[rows]));
     names = names
         .join(format!("{to}.attn.in_proj"), parts)
         .rename(format!("{from}.self_attn.o_proj"), format!("{to}.attn.out_proj"))
@@ -47,17 +60,17 @@ fn block(mut names: Names, checkpoint: &Checkpoint, block: &str, layers: &[usize
 
 /// Mamba with heads: maps that are stored head by head, and an input map whose rows alternate.
 pub(super) fn zamba(checkpoint: &Checkpoint, hybrid: &[usize], sizes: &Sizes) -> Names {
-    let mut names = block(common(), checkpoint, "shared_transf", hybrid);
+    let mut names = block(common(hybrid), checkpoint, "shared_transf", hybrid, sizes);
     if let (Some(source), Some(owner)) = (holder(checkpoint, "shared_transf", hybrid), hybrid.first()) {
         let from = format!("model.layers.{source}.shared_transf.feed_forward");
         names = names.rename(from, format!("backbone.layers.{owner}.mlp"));
     }
-    for from in ["model.layers.*.mamba", "model.layers.*.mamba_decoder.mamba"] {
+    let decoders = hybrid.iter().map(|i| (format!("model.layers.{i}.mamba_decoder.mamba"), i.to_string()));
+    for (from, layer) in decoders.chain([("model.layers.*.mamba".to_owned(), "*".to_owned())]) {
+        let to = format!("backbone.layers.{layer}.mixer");
         let piece = |name: &str| Piece::of(format!("{from}.{name}"));
-        let join = |names: Names, native: &str, piece| {
-            names.join(format!("backbone.layers.*.mixer.{native}"), [piece])
-        };
-        names = join(names, "in_proj", piece("in_proj").split(0, &[sizes.inner, 2]).swap(0, 1));
+        names =
+            names.join(format!("{to}.in_proj"), [piece("in_proj").split(0, &[sizes.inner, 2]).swap(0, 1)]);
         for (native, foreign) in [
             ("x_proj.weight", "x_proj_weight"),
             ("dt_proj.weight", "dt_proj_weight"),
@@ -65,9 +78,9 @@ pub(super) fn zamba(checkpoint: &Checkpoint, hybrid: &[usize], sizes: &Sizes) ->
             ("A_log", "A_log"),
             ("D", "D"),
         ] {
-            names = join(names, native, piece(foreign));
+            names = names.join(format!("{to}.{native}"), [piece(foreign).split(0, &[sizes.mamba_heads])]);
         }
-        names = names.rename(from, "backbone.layers.*.mixer");
+        names = names.rename(from, to);
     }
     names
 }
@@ -75,9 +88,11 @@ pub(super) fn zamba(checkpoint: &Checkpoint, hybrid: &[usize], sizes: &Sizes) ->
 /// Gate and value of the MLP in one map, and adapters below the shared block for each layer that uses it.
 pub(super) fn zamba2(checkpoint: &Checkpoint, hybrid: &[usize], blocks: usize, sizes: &Sizes) -> Names {
     const BLOCK: &str = "shared_transformer";
-    let mut names = common()
-        .rename("model.layers.*.mamba", "backbone.layers.*.mixer")
-        .rename("model.layers.*.mamba_decoder.mamba", "backbone.layers.*.mixer");
+    let mamba = |names: Names, i: &usize| {
+        names.rename(format!("model.layers.{i}.mamba_decoder.mamba"), format!("backbone.layers.{i}.mixer"))
+    };
+    let mut names =
+        hybrid.iter().fold(common(hybrid), mamba).rename("model.layers.*.mamba", "backbone.layers.*.mixer");
     let hidden = sizes.hidden;
     // Stored as [gate, value].
     let swapped = |from: &str| [hidden, 0].map(|start| Piece::of(from.to_owned()).take(0, start, hidden));
@@ -85,7 +100,7 @@ pub(super) fn zamba2(checkpoint: &Checkpoint, hybrid: &[usize], blocks: usize, s
         let uses: Vec<(usize, usize)> =
             hybrid.iter().copied().enumerate().skip(first).step_by(blocks).collect();
         let layers: Vec<usize> = uses.iter().map(|(_, layer)| *layer).collect();
-        names = block(names, checkpoint, BLOCK, &layers);
+        names = block(names, checkpoint, BLOCK, &layers, sizes);
         let Some(source) = holder(checkpoint, BLOCK, &layers) else { continue };
         let from = format!("model.layers.{source}.{BLOCK}");
         let mlp = format!("backbone.layers.{}.mlp", hybrid[first]);
