@@ -191,7 +191,7 @@ impl RwkvChannelMixConfig {
 
 impl Rwkv7Config {
     /// Ranks at this width of decay, learning rate, value residual and gate.
-    pub(crate) fn ranks(&self, d_model: usize) -> [usize; 4] {
+    pub fn ranks(&self, d_model: usize) -> [usize; 4] {
         let suggested = |factor: f64| {
             let rank = factor * (d_model as f64).sqrt() / 32.0;
             (rank.round_ties_even() as usize * 32).max(32)

@@ -11,8 +11,8 @@ impl Architecture {
         format!("{:032x}", fnv1a(sorted(&self.to_json()).to_string().as_bytes()))
     }
 
-    /// The normal form as JSON, without names.
-    fn to_json(&self) -> Value {
+    /// The normal form as JSON, without names: what [`Architecture::hash`] is of.
+    pub fn to_json(&self) -> Value {
         let layers = self.layers.iter().map(|layer| {
             // The first layer of the same id stands for the id.
             let share = layer.share.as_ref();

@@ -49,6 +49,7 @@ use toml::de::{DeTable, DeValue};
 pub use self::diagnostic::{Diagnostic, Diagnostics, Severity};
 pub(crate) use self::hash::layer_json;
 pub use self::schema::json_schema;
+pub use self::suggest::nearest;
 
 use self::block::{Block, Blocks};
 use self::document::{Document, Table};

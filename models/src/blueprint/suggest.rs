@@ -38,7 +38,7 @@ fn near<'a>(name: &str, candidates: &[&'a str]) -> Vec<&'a str> {
 }
 
 /// The candidate that was probably meant, if any is near.
-pub(super) fn nearest<'a>(name: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+pub fn nearest<'a>(name: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
     near(name, &candidates.into_iter().collect::<Vec<_>>()).first().copied()
 }
 

@@ -6,7 +6,7 @@ use candle_core::DType;
 
 use super::model::Dtype;
 use super::{Outcome, architecture, model, say};
-use crate::export::{Exporter, Layout, MAX_SHARD_BYTES, parse_size};
+use crate::export::{Exporter, Layout, MAX_SHARD_BYTES, families, parse_size};
 use crate::load::{LoadOptions, Planned, plan};
 use crate::{Error, Result};
 
@@ -22,9 +22,9 @@ pub(super) struct Args {
     /// Folder to write; it must not exist, or be empty
     #[arg(long, short, value_name = "DIR")]
     out: PathBuf,
-    /// `semisep` for our own names and blueprint.toml, `same` for the checkpoint's own layout, or a family whose
-    /// configuration can express the model
-    #[arg(long, value_name = "LAYOUT", default_value = "semisep")]
+    /// `semisep` for our own names and blueprint.toml, `same` for the checkpoint's own layout, or a family that can
+    /// express the model
+    #[arg(long, value_name = "LAYOUT", default_value = "semisep", long_help = layouts())]
     layout: String,
     /// Type of the weights; norms, decays and the like are kept in f32 at least [default: as stored; f32]
     #[arg(long, value_enum)]
@@ -35,6 +35,15 @@ pub(super) struct Args {
     /// Most bytes a file: 5GB, 500MB
     #[arg(long, value_name = "SIZE", value_parser = parse_size, default_value_t = MAX_SHARD_BYTES, hide_default_value = true)]
     max_shard_size: u64,
+}
+
+fn layouts() -> String {
+    let families: Vec<&str> = families().collect();
+    format!(
+        "`semisep` for our own names and blueprint.toml, `same` for the checkpoint's own layout, or a family that can \
+         express the model: {}",
+        families.join(", ")
+    )
 }
 
 impl Args {

@@ -4,15 +4,17 @@ use std::collections::BTreeMap;
 
 use candle_core::{DType, Device, Tensor, WithDType};
 use half::{bf16, f16};
+use semisep_models::blueprint::nearest;
 use semisep_models::normal::Architecture;
+use serde_json::Value;
 
-use crate::checkpoint::{Checkpoint, TensorEntry, View};
-use crate::files;
+use super::configs::{self, DIALECTS};
+use super::difference::difference;
+use super::settled::settled;
+use crate::checkpoint::{TensorEntry, View};
 use crate::import::{self, Foreign, Names, Part};
 use crate::load::Planned;
-use crate::{Error, Result};
-
-use super::configs::CONFIGS;
+use crate::{Error, Result, files};
 
 /// How a family of checkpoints calls and shapes its tensors, and its configuration of one model.
 pub struct Layout {
@@ -23,6 +25,22 @@ pub struct Layout {
     pub(super) config: Option<String>,
     /// Shapes and types in the checkpoint that the model comes from.
     stored: BTreeMap<String, (Vec<usize>, Option<DType>)>,
+    /// The model as the configuration spells it, where that may be another spelling than the model's own.
+    pub(super) means: Option<Architecture>,
+}
+
+/// The families whose layout a model may be written in, if it is one that they can express.
+pub fn families() -> impl Iterator<Item = &'static str> {
+    let written = DIALECTS.iter().map(|dialect| dialect.family);
+    written.chain(import::BARE.iter().map(|bare| bare.family))
+}
+
+fn unknown(family: &str) -> Error {
+    let known: Vec<&str> = ["semisep", "same"].into_iter().chain(families()).collect();
+    let meant = nearest(family, known.iter().copied());
+    let meant = meant.map(|name| format!("did you mean {name}? ")).unwrap_or_default();
+    Error::new(format!("--layout: expected a layout, found {family:?}"))
+        .hint(format!("{meant}layouts are {}", known.join(", ")))
 }
 
 impl Layout {
@@ -40,78 +58,97 @@ impl Layout {
             names: planned.names().clone(),
             config,
             stored: stored.collect(),
+            means: None,
         })
     }
 
     /// The layout of this family for any model that it can express.
     ///
     /// # Errors
-    /// If there is no such family, none whose configuration can be written, or the model is beyond it.
+    /// If there is no such family, or the model is beyond it.
     pub fn named(family: &str, architecture: &Architecture) -> Result<Self> {
-        let Some((family, config)) = CONFIGS.iter().find(|(name, _)| *name == family) else {
-            let known: Vec<&str> = CONFIGS.iter().map(|(name, _)| *name).collect();
-            return Err(Error::new(format!(
-                "--layout: no configuration of {family} can be written for this model"
-            ))
-            .hint(format!(
-                "layouts of any model: semisep, {}; a checkpoint's own as well",
-                known.join(", ")
-            )));
-        };
-        let beyond = |why: &str| {
+        let beyond = |why: String| {
             Error::new(format!("the {family} layout cannot express {}: {why}", architecture.name))
                 .hint("--layout semisep can express every model")
         };
-        let config = config(architecture).map_err(|why| beyond(&why))?;
-        let text = format!("{config:#}\n");
-        // The configuration's own reader says what it means.
-        let folder = tempfile::tempdir().map_err(|e| Error::new(format!("temporary folder: {e}")))?;
-        files::write(&folder.path().join("config.json"), text.as_bytes())?;
-        let import =
-            import::import(folder.path(), &Checkpoint::empty()).map_err(|e| beyond(&e.to_string()))?;
-        if padded(&import.architecture).hash() != padded(architecture).hash() {
-            return Err(beyond("its configuration would stand for another model"));
+        if let Some(bare) = import::BARE.iter().find(|bare| bare.family == family) {
+            configs::check_bare(family, architecture).map_err(beyond)?;
+            let names = (bare.names)(architecture).unwrap_or_default();
+            return Ok(Self {
+                family: bare.family,
+                names,
+                config: None,
+                stored: BTreeMap::new(),
+                means: None,
+            });
         }
-        Ok(Self { family, names: import.names, config: Some(text), stored: BTreeMap::new() })
+        let dialect = DIALECTS.iter().find(|dialect| dialect.family == family);
+        let dialect = dialect.ok_or_else(|| unknown(family))?;
+        let config = dialect.write(architecture).map_err(beyond)?;
+        let text = format!("{:#}\n", Value::from(config.clone()));
+        // The configuration's own reader says what it means.
+        let import = import::of_config(config).map_err(|e| beyond(e.to_string()))?;
+        if import.family != dialect.family {
+            return Err(beyond(format!("what it would be in it is called {}", import.family)));
+        }
+        if let Some(difference) = difference(&settled(architecture), &settled(&import.architecture)) {
+            return Err(beyond(difference));
+        }
+        Ok(Self {
+            family: dialect.family,
+            names: import.names,
+            config: Some(text),
+            stored: BTreeMap::new(),
+            means: Some(import.architecture),
+        })
     }
 
-    /// The tensors to write, for parameters of these names, shapes and types.
+    /// The tensors to write, for parameters of these names, shapes and types; `read` gives a parameter by its place.
     ///
     /// # Errors
-    /// If a parameter has no place in the layout.
+    /// If a parameter has no place in the layout, or cannot be read.
     pub(super) fn tensors(
         &self,
         parameters: &[(&str, &[usize], DType)],
+        read: &mut dyn FnMut(usize) -> Result<Tensor>,
     ) -> Result<Vec<(TensorEntry, Foreign)>> {
         let shapes: Vec<(&str, &[usize])> =
             parameters.iter().map(|(name, shape, _)| (*name, *shape)).collect();
         let stored = |name: &str| self.stored.get(name).map(|(shape, _)| shape.clone());
         let tensors = self.names.backward(&shapes, &stored);
         let tensors = tensors.map_err(|e| Error::new(format!("the {} layout: {e}", self.family)))?;
-        let entry = |tensor: &Foreign| {
+        let mut entry = |tensor: &Foreign| {
             let dtypes = tensor.parts.iter().map(|part| parameters[part.parameter].2);
-            let dtype = match tensor.parts.iter().any(|part| part.plus != 0.0) {
+            let dtype = match tensor.parts.iter().find(|part| part.plus != 0.0) {
                 // Less the constant, the values are what they were.
-                true => self.stored.get(&tensor.name).and_then(|(_, dtype)| *dtype),
-                false => dtypes.reduce(wider),
+                Some(part) => match self.stored.get(&tensor.name).and_then(|(_, dtype)| *dtype) {
+                    Some(dtype) => dtype,
+                    None => less(&read(part.parameter)?, part.plus)?,
+                },
+                None => dtypes.reduce(wider).unwrap_or(DType::F32),
             };
-            let dtype = dtype.unwrap_or(DType::F32);
-            TensorEntry { name: tensor.name.clone(), dtype, shape: tensor.shape.clone() }
+            Ok(TensorEntry { name: tensor.name.clone(), dtype, shape: tensor.shape.clone() })
         };
-        Ok(tensors.into_iter().map(|tensor| (entry(&tensor), tensor)).collect())
+        let entries = tensors.iter().map(&mut entry).collect::<Result<Vec<_>>>()?;
+        Ok(entries.into_iter().zip(tensors).collect())
     }
 }
 
-/// The same model with its padding counted as vocabulary, as layouts without padding have it.
-pub(super) fn padded(architecture: &Architecture) -> Architecture {
-    let mut padded = architecture.clone();
-    padded.model.vocab_size = architecture.model.padded_vocab();
-    padded.model.pad_vocab_size_multiple = 1;
-    padded
+/// The narrowest type from which a parameter stored less a constant comes back as it is.
+fn less(parameter: &Tensor, plus: f64) -> Result<DType> {
+    let own = parameter.dtype();
+    let less = parameter.to_dtype(DType::F64)?.affine(1.0, -plus)?;
+    for dtype in [own, DType::F32].into_iter().filter(|dtype| *dtype != DType::F64) {
+        let back = less.to_dtype(dtype)?.to_dtype(DType::F64)?.affine(1.0, plus)?.to_dtype(own)?;
+        if back.ne(parameter)?.to_dtype(DType::U32)?.sum_all()?.to_scalar::<u32>()? == 0 {
+            return Ok(dtype);
+        }
+    }
+    Ok(DType::F64)
 }
 
 /// The type that holds the values of both.
-fn wider(a: DType, b: DType) -> DType {
+pub(super) fn wider(a: DType, b: DType) -> DType {
     match (a, b) {
         _ if a == b => a,
         (DType::F64, _) | (_, DType::F64) => DType::F64,
@@ -150,8 +187,12 @@ fn gathered<T: WithDType>(
 ) -> Result<Tensor> {
     let mut values = vec![T::zero(); entry.shape.iter().product()];
     for part in &tensor.parts {
-        let parameter = read(part.parameter)?.to_dtype(T::DTYPE)?.flatten_all()?;
-        let source = parameter.narrow(0, part.start, part.view.elements())?.to_vec1::<T>()?;
+        let mut parameter = read(part.parameter)?.flatten_all()?;
+        if part.plus != 0.0 {
+            parameter = parameter.to_dtype(DType::F64)?.affine(1.0, -part.plus)?;
+        }
+        let source =
+            parameter.narrow(0, part.start, part.view.elements())?.to_dtype(T::DTYPE)?.to_vec1::<T>()?;
         scatter(part, &source, &mut values);
     }
     Ok(Tensor::from_vec(values, &entry.shape[..], &Device::Cpu)?)
@@ -163,7 +204,7 @@ fn scatter<T: WithDType>(part: &Part, source: &[T], values: &mut [T]) {
     let mut index = vec![0usize; shape.len()];
     for &value in source {
         let at = start + index.iter().zip(strides).map(|(i, stride)| i * stride).sum::<usize>();
-        values[at] = if part.plus == 0.0 { value } else { T::from_f64(value.to_f64() - part.plus) };
+        values[at] = value;
         for (i, &d) in index.iter_mut().zip(shape).rev() {
             *i += 1;
             if *i < d {

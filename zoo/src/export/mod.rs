@@ -1,7 +1,10 @@
 //! A model as a folder of files: weights as safetensors beside the blueprint or configuration that explains them.
 
 mod configs;
+mod difference;
 mod layout;
+mod recast;
+mod settled;
 mod shards;
 
 use std::collections::BTreeMap;
@@ -14,7 +17,8 @@ use semisep_models::LanguageModel;
 use semisep_models::normal::Architecture;
 use serde_json::{Map, Value};
 
-pub use layout::Layout;
+pub use layout::{Layout, families};
+use recast::Recast;
 pub use shards::{MAX_SHARD_BYTES, parse_size};
 
 use crate::checkpoint::{StoredType, TensorEntry};
@@ -73,9 +77,8 @@ impl Exporter {
     /// # Errors
     /// If the architecture cannot be built.
     pub fn of_seed(architecture: Architecture, seed: u64, dtype: DType) -> Result<Self> {
-        let asked = Arc::new(Asked::new(Arc::new(Shapes)));
-        LanguageModel::new(&architecture, &VarBuilder::new(asked.clone(), dtype, Device::Cpu))?;
-        let parameters = asked.all().into_iter().map(|p| (p.clone(), at_least(dtype, &p))).collect();
+        let parameters = parameters(&architecture, dtype)?;
+        let parameters = parameters.into_iter().map(|p| (p.clone(), at_least(dtype, &p))).collect();
         Ok(Self {
             architecture,
             parameters,
@@ -106,10 +109,11 @@ impl Exporter {
             }
             // What was written is the model: nothing is handed over that cannot be loaded.
             let written = plan(folder, &LoadOptions::default())?.architecture;
-            if layout::padded(&written).hash() != layout::padded(&self.architecture).hash() {
-                return Err(Error::at(out, "the files would stand for another model: nothing was written"));
+            let settled = settled::settled;
+            match difference::difference(&settled(&self.architecture), &settled(&written)) {
+                None => Ok(()),
+                Some(how) => Err(Error::at(out, format!("the files would stand for another model: {how}"))),
             }
-            Ok(())
         })
     }
 
@@ -127,25 +131,55 @@ impl Exporter {
         if let Some(config) = &layout.config {
             files::write(&folder.join("config.json"), config.as_bytes())?;
         }
-        let parameters = self.parameters.iter().map(|(p, dtype)| (&p.name[..], &p.shape[..], *dtype));
-        let (entries, tensors): (Vec<TensorEntry>, Vec<Foreign>) =
-            layout.tensors(&parameters.collect::<Vec<_>>())?.into_iter().unzip();
-        // Tensors made of the same parameter follow each other.
-        let mut last: Option<(usize, Tensor)> = None;
-        let mut read = |parameter: usize| -> Result<Tensor> {
-            if last.as_ref().is_none_or(|(of, _)| *of != parameter) {
-                last = Some((parameter, self.read(parameter)?));
-            }
-            last.as_ref().map(|(_, tensor)| tensor.clone()).ok_or_else(|| Error::new("no parameter"))
+        let Some(means) = &layout.means else {
+            let parameters: Vec<_> = self.parameters.iter().map(|(p, dtype)| (p, *dtype)).collect();
+            return write_as(folder, layout, &parameters, &mut |i| self.read(i), max_shard_bytes);
         };
-        let mut get = |i: usize| layout::assemble(&entries[i], &tensors[i], &mut read);
-        shards::write(folder, &entries, &mut get, max_shard_bytes)
+        let have: Vec<&ParameterGroup> = self.parameters.iter().map(|(p, _)| p).collect();
+        let want = parameters(means, DType::F32)?;
+        let recast = Recast::new((&self.architecture, &have), (means, &want))
+            .map_err(|e| Error::new(format!("the {} layout: {e}", layout.family)))?;
+        let dtype = |i| recast.rows(i).iter().map(|r| self.parameters[r.parameter].1).reduce(layout::wider);
+        let parameters: Vec<_> =
+            want.iter().enumerate().map(|(i, p)| (p, dtype(i).unwrap_or(DType::F32))).collect();
+        let mut read = |i: usize| recast.tensor(i, &mut |parameter| self.read(parameter));
+        write_as(folder, layout, &parameters, &mut read, max_shard_bytes)
     }
 
     fn read(&self, i: usize) -> Result<Tensor> {
         let (parameter, dtype) = &self.parameters[i];
         Ok(self.source.get(parameter, *dtype, &Device::Cpu)?)
     }
+}
+
+/// The parameters of a model, in the order in which it asks for them.
+fn parameters(architecture: &Architecture, dtype: DType) -> Result<Vec<ParameterGroup>> {
+    let asked = Arc::new(Asked::new(Arc::new(Shapes)));
+    LanguageModel::new(architecture, &VarBuilder::new(asked.clone(), dtype, Device::Cpu))?;
+    Ok(asked.all())
+}
+
+/// Writes parameters under the names of a layout; `read` gives one by its place.
+fn write_as(
+    folder: &Path,
+    layout: &Layout,
+    parameters: &[(&ParameterGroup, DType)],
+    read: &mut dyn FnMut(usize) -> Result<Tensor>,
+    max_shard_bytes: u64,
+) -> Result<()> {
+    let shapes: Vec<_> = parameters.iter().map(|(p, dtype)| (&p.name[..], &p.shape[..], *dtype)).collect();
+    // Tensors made of the same parameter follow each other.
+    let mut last: Option<(usize, Tensor)> = None;
+    let mut read = |parameter: usize| -> Result<Tensor> {
+        match &last {
+            Some((of, tensor)) if *of == parameter => Ok(tensor.clone()),
+            _ => Ok(last.insert((parameter, read(parameter)?)).1.clone()),
+        }
+    };
+    let (entries, tensors): (Vec<TensorEntry>, Vec<Foreign>) =
+        layout.tensors(&shapes, &mut read)?.into_iter().unzip();
+    let mut get = |i: usize| layout::assemble(&entries[i], &tensors[i], &mut read);
+    shards::write(folder, &entries, &mut get, max_shard_bytes)
 }
 
 fn at_least(dtype: DType, p: &ParameterGroup) -> DType {

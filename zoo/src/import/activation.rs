@@ -4,15 +4,16 @@ use semisep_core::Activation;
 
 use super::Fields;
 
-/// transformers' names. Its `gelu_new` and `gelu_fast` write the same tanh approximation in two ways.
+/// transformers' names, of several for the same the one to write first. `gelu_new`, `gelu_fast` and `gelu_pytorch_tanh` are
+/// the same tanh approximation.
 const NAMES: [(&str, Activation); 9] = [
     ("silu", Activation::Silu),
     ("swish", Activation::Silu),
     ("gelu", Activation::Gelu),
     ("gelu_python", Activation::Gelu),
+    ("gelu_pytorch_tanh", Activation::GeluTanh),
     ("gelu_new", Activation::GeluTanh),
     ("gelu_fast", Activation::GeluTanh),
-    ("gelu_pytorch_tanh", Activation::GeluTanh),
     ("relu", Activation::Relu),
     ("relu2", Activation::Relu2),
 ];
@@ -26,4 +27,9 @@ pub(super) fn activation(config: &Fields, key: &str, default: Activation) -> Act
         config.problem(key, format!("expected one of {}, found {found:?}", names.join(", ")));
     }
     known.map_or(default, |(_, activation)| *activation)
+}
+
+/// The name to write for an activation.
+pub(crate) fn name(activation: Activation) -> &'static str {
+    NAMES.iter().find(|(_, known)| *known == activation).map_or("silu", |(name, _)| name)
 }

@@ -2,7 +2,7 @@
 //!
 //! An importer is data about a family, not model code. A new one is a function of this shape and a line in [`IMPORTERS`].
 
-mod activation;
+pub(crate) mod activation;
 mod backward;
 mod bamba;
 mod blueprint;
@@ -47,6 +47,7 @@ pub use json::{number, read as read_json};
 pub use names::{Destination, Join, Names, Piece};
 use semisep_core::MixerConfig;
 use semisep_models::normal::{Architecture, Branch, Layer, Merge, Stage};
+use serde_json::{Map, Value};
 
 use crate::checkpoint::Checkpoint;
 use crate::{Error, Result};
@@ -95,6 +96,8 @@ pub struct Bare {
     pub detects: fn(&Checkpoint) -> bool,
     /// As of an [`Importer`]; the configuration is empty and takes the problems.
     pub import: fn(&Folder<'_>) -> Result<Import>,
+    /// Its names of a model's tensors, if that is one of the family.
+    pub names: fn(&Architecture) -> Option<Names>,
 }
 
 /// Every family, most specific first.
@@ -165,6 +168,15 @@ pub fn import(folder: &Path, checkpoint: &Checkpoint) -> Result<Import> {
             .hint("copy config.json from where the weights come from"));
     }
     understand((folder, &path), checkpoint, Fields::open(&path)?)
+}
+
+/// A model's configuration alone: what an export writes.
+///
+/// # Errors
+/// As of [`import`].
+pub(crate) fn of_config(config: Map<String, Value>) -> Result<Import> {
+    let path = Path::new("config.json");
+    understand((path, path), &Checkpoint::empty(), Fields::new(path, config))
 }
 
 /// By the family whose configuration this is; `path` is where it comes from.

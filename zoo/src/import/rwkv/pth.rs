@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use semisep_core::MixerConfig;
+use semisep_models::normal::Architecture;
 use semisep_rwkv::{Rwkv4Config, Rwkv5Config, Rwkv6Config, Rwkv7Config, RwkvChannelMixConfig};
 
 use super::{architecture, block, model, size, width};
@@ -11,7 +12,7 @@ use crate::checkpoint::Checkpoint;
 use crate::import::{Bare, Folder, Import, MAX_LAYERS, Names};
 
 /// The family.
-pub(in crate::import) const RWKV_PTH: Bare = Bare { family: "rwkv-pth", detects, import };
+pub(in crate::import) const RWKV_PTH: Bare = Bare { family: "rwkv-pth", detects, import, names: names_of };
 
 fn detects(checkpoint: &Checkpoint) -> bool {
     ["emb.weight", "blocks.0.att.key.weight", "blocks.0.ffn.key.weight"]
@@ -91,16 +92,55 @@ fn time_mix(folder: &Folder<'_>, version: usize, later: bool, several: bool) -> 
     }
 }
 
+/// By the time mix of the first layer.
+fn names_of(architecture: &Architecture) -> Option<Names> {
+    const KINDS: [(&str, usize); 4] = [("rwkv4", 4), ("rwkv5", 5), ("rwkv6", 6), ("rwkv7", 7)];
+    let kind = architecture.layers.first()?.stages.first()?.branches.first()?.mixer.kind();
+    KINDS.iter().find(|(known, _)| *known == kind).map(|(_, version)| names(*version))
+}
+
+/// Vectors that are stored as (1, 1, d), of all versions.
+const ONES: [&str; 26] = [
+    "att.time_mix_k",
+    "att.time_mix_v",
+    "att.time_mix_r",
+    "att.time_mix_g",
+    "ffn.time_mix_k",
+    "ffn.time_mix_r",
+    "att.time_maa_x",
+    "att.time_maa_w",
+    "att.time_maa_k",
+    "att.time_maa_v",
+    "att.time_maa_r",
+    "att.time_maa_g",
+    "ffn.time_maa_k",
+    "ffn.time_maa_r",
+    "att.x_r",
+    "att.x_w",
+    "att.x_k",
+    "att.x_v",
+    "att.x_a",
+    "att.x_g",
+    "att.w0",
+    "att.a0",
+    "att.v0",
+    "att.k_k",
+    "att.k_a",
+    "ffn.x_k",
+];
+
 fn names(version: usize) -> Names {
     let names = Names::new()
         .rename("emb", "backbone.embedding")
-        .rename("blocks.*.ln0", "backbone.embedding_norm")
+        .rename("blocks.0.ln0", "backbone.embedding_norm")
         .rename("blocks.*.ln1", "backbone.layers.*.norm")
         .rename("blocks.*.ln2", "backbone.layers.*.norm2")
         .rename("blocks.*.att", "backbone.layers.*.mixer")
         .rename("blocks.*.ffn", "backbone.layers.*.mlp")
         .rename("ln_out", "backbone.norm_f")
         .rename("head", "lm_head");
+    let names = ONES.iter().fold(names, |names, tensor| names.ones(format!("blocks.*.{tensor}"), 2));
+    let names = if version == 6 { names.ones("blocks.*.att.time_decay", 2) } else { names };
     if version < 7 {
         return names;
     }
