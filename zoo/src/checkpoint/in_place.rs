@@ -5,7 +5,7 @@ use half::{bf16, f16};
 use rayon::prelude::*;
 use semisep_kernels::{InPlace, Run};
 
-use super::{Checkpoint, Stored, StoredType, View, lying};
+use super::{Checkpoint, Stored, View, lying};
 
 /// Most runs of rows of one matrix: with more, as where heads are interleaved, a copy multiplies faster.
 const MAX_RUNS: usize = 8;

@@ -209,7 +209,8 @@ fn unpacked(report: &Report, quant: Option<BlockFormat>) -> Option<String> {
     let names: BTreeSet<&str> = names.collect();
     let held = quant.unwrap_or(BlockFormat::Q8_0);
     let list = names.iter().copied().collect::<Vec<_>>().join(", ");
-    (!names.is_empty()).then(|| format!("what is stored in {list} is held in {held} where that fits, else as numbers"))
+    (!names.is_empty())
+        .then(|| format!("what is stored in {list} is held in {held} where that fits, else as numbers"))
 }
 
 /// Which matrices are not in the format that was asked for.

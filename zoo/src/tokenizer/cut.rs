@@ -46,7 +46,16 @@ const FALCON: &[&str] = &[r"[\p{P}\$\+<=>\^~\|`]+"];
 const CUTS: [Cut; 7] = [
     Cut {
         names: &[
-            "default", "gpt-2", "gpt2", "gpt-neox", "mpt", "olmo", "phi-2", "jais", "trillion", "granite-docling",
+            "default",
+            "gpt-2",
+            "gpt2",
+            "gpt-neox",
+            "mpt",
+            "olmo",
+            "phi-2",
+            "jais",
+            "trillion",
+            "granite-docling",
         ],
         as_gpt2: true,
         ..PLAIN
@@ -83,9 +92,7 @@ pub(super) fn cut(name: &str) -> Option<&'static Cut> {
 impl Cut {
     /// The `pre_tokenizer` of a `tokenizer.json`.
     pub(super) fn json(&self) -> Json {
-        let split = |pattern: &str| {
-            json!({"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": false})
-        };
+        let split = |pattern: &str| json!({"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": false});
         let mut steps: Vec<Json> = self.patterns.iter().map(|pattern| split(pattern)).collect();
         steps.push(json!({
             "type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": self.as_gpt2

@@ -105,7 +105,12 @@ fn renamed(name: &str, tensor: &str) -> String {
         }
         "mamba2" => &[
             // The norm of the mixer, then that before it.
-            &[("mixer.norm", "ssm_norm"), (".norm.", ".attn_norm."), ("in_proj", "ssm_in"), ("out_proj", "ssm_out")],
+            &[
+                ("mixer.norm", "ssm_norm"),
+                (".norm.", ".attn_norm."),
+                ("in_proj", "ssm_in"),
+                ("out_proj", "ssm_out"),
+            ],
             MAMBA,
         ],
         "nemotron_h" => &[NEMOTRON, MAMBA, &[("in_proj", "ssm_in"), ("out_proj", "ssm_out")]],
@@ -180,10 +185,7 @@ fn changed(name: &str, config: &serde_json::Value, new: &str, tensor: Numbers) -
                 _ => ("block_sparse_moe.input_linear", "exps"),
             };
             let [gate, up] = tensor.halves();
-            vec![
-                part(from, &format!("ffn_gate_{suffix}"), gate),
-                part(from, &format!("ffn_up_{suffix}"), up),
-            ]
+            vec![part(from, &format!("ffn_gate_{suffix}"), gate), part(from, &format!("ffn_up_{suffix}"), up)]
         }
         ("qwen3_next", "in_proj_qkvz") => {
             let (heads, keys) = (size("linear_num_key_heads"), size("linear_key_head_dim"));
@@ -211,7 +213,11 @@ fn scaled(config: &serde_json::Value, new: &str, tensor: Numbers) -> Numbers {
     let factor = |key: &str| config[key].as_f64().unwrap() as f32;
     let nth = |key: &str, i: usize| config[key][i].as_f64().unwrap() as f32;
     let size = |key: &str| config[key].as_u64().unwrap() as usize;
-    match new.split('.').find(|part| !matches!(*part, "blk" | "weight") && part.parse::<usize>().is_err()).unwrap() {
+    match new
+        .split('.')
+        .find(|part| !matches!(*part, "blk" | "weight") && part.parse::<usize>().is_err())
+        .unwrap()
+    {
         "ffn_down" => tensor.map(|w| w * nth("mlp_multipliers", 1)),
         "ffn_gate" => tensor.map(|w| w * nth("mlp_multipliers", 0)),
         "attn_k" => tensor.map(|w| w * factor("key_multiplier") * factor("attention_in_multiplier")),

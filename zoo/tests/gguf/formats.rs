@@ -19,7 +19,8 @@ fn blocks_are_the_numbers_that_ggml_makes_of_them() {
         read.tensor.to_vec1::<f32>().unwrap()
     };
     for format in Packed::ALL {
-        let (found, expected) = (read(format.name()), read(&format!("{format}.values", format = format.name())));
+        let (found, expected) =
+            (read(format.name()), read(&format!("{format}.values", format = format.name())));
         let largest = expected.iter().fold(0f32, |most, v| most.max(v.abs()));
         assert!(largest > 0.1, "{format:?}");
         for (i, (found, expected)) in found.iter().zip(&expected).enumerate() {

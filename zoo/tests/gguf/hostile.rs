@@ -104,7 +104,8 @@ fn pieces_that_begin_within_a_block() {
     let (_dir, path) = written(&file);
     let checkpoint = Checkpoint::open(&path).unwrap();
     for (i, part) in ["r", "w", "k", "v", "a", "g"].into_iter().enumerate() {
-        let read = checkpoint.read(&format!("blocks.0.att.x_{part}"), &[48], DType::F32, &Device::Cpu).unwrap();
+        let read =
+            checkpoint.read(&format!("blocks.0.att.x_{part}"), &[48], DType::F32, &Device::Cpu).unwrap();
         let found = read.tensor.to_vec1::<f32>().unwrap();
         let expected = &values[48 * i..48 * (i + 1)];
         assert!(found.iter().zip(expected).all(|(a, b)| (a - b).abs() < 1.0), "{part}: {found:?}");

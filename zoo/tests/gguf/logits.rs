@@ -62,16 +62,9 @@ fn rescaled_layers() {
 /// Blocks arrive as they lie in the file, and lose what eight bits lose; other formats can be made of them.
 #[test]
 fn files_in_q8_0_stay_in_blocks() {
-    for name in [
-        "granitemoehybrid",
-        "jamba-moe",
-        "lfm2",
-        "llama",
-        "mamba-hf",
-        "mamba2-hf",
-        "rwkv6-pth",
-        "rwkv7-pth",
-    ] {
+    for name in
+        ["granitemoehybrid", "jamba-moe", "lfm2", "llama", "mamba-hf", "mamba2-hf", "rwkv6-pth", "rwkv7-pth"]
+    {
         let (_dir, path) = written(&gguf(name, true));
         let loaded = load(&path, &LoadOptions::default()).unwrap();
         let groups = loaded.model.parameter_groups();

@@ -48,7 +48,10 @@ fn parts_that_are_missing_or_mixed() {
     std::fs::rename(at(2), dir.path().join("kept")).unwrap();
     for path in [dir.path().to_path_buf(), at(1), at(3)] {
         let found = message(&path);
-        assert!(found.contains("part 2 of 3 of this model, model-00002-of-00003.gguf, cannot be had"), "{found}");
+        assert!(
+            found.contains("part 2 of 3 of this model, model-00002-of-00003.gguf, cannot be had"),
+            "{found}"
+        );
     }
     let output = semisep(&["describe", at(1).to_str().unwrap()]);
     assert_eq!(output.status.code(), Some(2));

@@ -175,9 +175,8 @@ impl Gguf {
 
     /// Adds a tensor. Vectors, and matrices that llama.cpp leaves alone, stay in f32.
     pub fn tensor(&mut self, name: &str, numbers: &Numbers) {
-        let quantised = self.q8_0
-            && numbers.shape.len() >= 2
-            && !LEFT_ALONE.iter().any(|part| name.contains(part));
+        let quantised =
+            self.q8_0 && numbers.shape.len() >= 2 && !LEFT_ALONE.iter().any(|part| name.contains(part));
         let columns = numbers.shape.last().copied().unwrap_or(1);
         if quantised && BlockFormat::Q8_0.row_bytes(columns).is_some() {
             self.blocks(name, numbers);
@@ -206,11 +205,14 @@ impl Gguf {
     /// Matrices in `iq4_nl`, each number by the nearest step, but for those that llama.cpp leaves alone.
     pub fn to_iq4_nl(&mut self) {
         const STEPS: [f32; 16] = [
-            -127.0, -104.0, -83.0, -65.0, -49.0, -35.0, -22.0, -10.0, 1.0, 13.0, 25.0, 38.0, 53.0, 69.0, 89.0,
-            113.0,
+            -127.0, -104.0, -83.0, -65.0, -49.0, -35.0, -22.0, -10.0, 1.0, 13.0, 25.0, 38.0, 53.0, 69.0,
+            89.0, 113.0,
         ];
         for (name, shape, kind, bytes) in &mut self.tensors {
-            if shape.len() < 2 || shape.last().unwrap() % 32 != 0 || LEFT_ALONE.iter().any(|part| name.contains(part)) {
+            if shape.len() < 2
+                || shape.last().unwrap() % 32 != 0
+                || LEFT_ALONE.iter().any(|part| name.contains(part))
+            {
                 continue;
             }
             let values: Vec<f32> = bytes.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect();

@@ -9,6 +9,7 @@ mod split;
 mod types;
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 pub(crate) use families::is_bamba;
 pub use reader::{Metadata, Value};
@@ -80,7 +81,7 @@ pub(super) fn open(path: &Path) -> Result<Checkpoint> {
     let (metadata, tensors) = reader::read(mapped.bytes(), 0, path)?;
     let parts = split::paths(path, &metadata)?;
     let (files, metadata, tensors) = match parts.len() {
-        1 => (vec![mapped], metadata, tensors),
+        1 => (vec![Arc::new(mapped)], metadata, tensors),
         _ => read_parts(&parts)?,
     };
     let mut checkpoint = Checkpoint { files, ..Checkpoint::empty() };
@@ -95,21 +96,22 @@ pub(super) fn open(path: &Path) -> Result<Checkpoint> {
 }
 
 /// The files of all parts, the metadata of the first, and all tensors.
-fn read_parts(parts: &[PathBuf]) -> Result<(Vec<Mapped>, Metadata, Vec<Stored>)> {
+fn read_parts(parts: &[PathBuf]) -> Result<(Vec<Arc<Mapped>>, Metadata, Vec<Stored>)> {
     let (mut files, mut first, mut tensors) = (Vec::with_capacity(parts.len()), None, Vec::new());
     for (i, path) in parts.iter().enumerate() {
         let mapped = Mapped::open(path)?;
         let (metadata, own) = reader::read(mapped.bytes(), i, path)?;
         split::check(path, &metadata, (i, parts.len()))?;
         tensors.extend(own);
-        files.push(mapped);
+        files.push(Arc::new(mapped));
         first.get_or_insert(metadata);
     }
     let metadata = first.unwrap_or_default();
     if let Some(said) = split::tensors(&metadata)
         && said != tensors.len() as f64
     {
-        let message = format!("expected {said} tensors in all {} parts, found {}", parts.len(), tensors.len());
+        let message =
+            format!("expected {said} tensors in all {} parts, found {}", parts.len(), tensors.len());
         return Err(Error::at(&parts[0], message).hint("parts of different models are mixed"));
     }
     Ok((files, metadata, tensors))

@@ -38,7 +38,9 @@ pub(super) fn mxfp4(block: &[u8], numbers: &mut [f32]) {
 /// Scales of four bits of exponent (of bias 7) and three of mantissa, one for 16 weights; 0x7f stands for none.
 pub(super) fn nvfp4(block: &[u8], numbers: &mut [f32]) {
     let (scales, codes) = block.split_at(4);
-    for ((scale, codes), numbers) in scales.iter().zip(codes.chunks_exact(8)).zip(numbers.chunks_exact_mut(16)) {
+    for ((scale, codes), numbers) in
+        scales.iter().zip(codes.chunks_exact(8)).zip(numbers.chunks_exact_mut(16))
+    {
         let (exponent, mantissa) = (i32::from(scale >> 3 & 15), f32::from(scale & 7));
         let scale = match (scale, exponent) {
             (0x7f, _) => 0.0,

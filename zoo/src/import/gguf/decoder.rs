@@ -97,7 +97,8 @@ pub(super) fn qwen3_next(facts: &Facts<'_>) -> Json {
 }
 
 pub(super) fn gpt_neox(facts: &Facts<'_>) -> Json {
-    let (heads, width) = (facts.metadata.number("attention.head_count"), facts.metadata.number("embedding_length"));
+    let (heads, width) =
+        (facts.metadata.number("attention.head_count"), facts.metadata.number("embedding_length"));
     let turned = facts.metadata.number("rope.dimension_count");
     let part = heads.zip(width).zip(turned).map(|((heads, width), turned)| turned * heads / width);
     json!({

@@ -38,7 +38,9 @@ pub(super) fn join(undone: Vec<Undone>) -> Result<Vec<Stored>, String> {
         let parts: Vec<Stored> = parts.into_iter().map(|(_, stored)| stored).collect();
         let shapes: Vec<Vec<usize>> = parts.iter().map(|part| part.shape.clone()).collect();
         let joined = joined(&name, &parts, flat);
-        whole.push(joined.ok_or_else(|| format!("{name}: expected parts that fit together, found {shapes:?}"))?);
+        whole.push(
+            joined.ok_or_else(|| format!("{name}: expected parts that fit together, found {shapes:?}"))?,
+        );
     }
     Ok(whole)
 }
@@ -53,7 +55,10 @@ fn joined(name: &str, parts: &[Stored], flat: bool) -> Option<Stored> {
     let mut shape = first.shape.clone();
     shape[axis] = 0;
     for part in parts {
-        if part.shape.len() != shape.len() || part.shape[..axis] != shape[..axis] || part.shape[axis + 1..] != shape[axis + 1..] {
+        if part.shape.len() != shape.len()
+            || part.shape[..axis] != shape[..axis]
+            || part.shape[axis + 1..] != shape[axis + 1..]
+        {
             return None;
         }
         shape[axis] = shape[axis].checked_add(part.shape[axis])?;

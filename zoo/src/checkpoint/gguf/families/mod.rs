@@ -79,12 +79,17 @@ pub(super) fn translate(metadata: &Metadata, tensors: Vec<Stored>) -> Result<Vec
         if layer.is_some_and(|layer| predicts_ahead(metadata, layer)) {
             stored.name = format!("mtp.{}", stored.name);
         }
-        let rule = rules.iter().find_map(|(foreign, own, change)| Some((renamed(&stored.name, foreign, own)?, *change)));
+        let rule = rules
+            .iter()
+            .find_map(|(foreign, own, change)| Some((renamed(&stored.name, foreign, own)?, *change)));
         let (name, change) = rule.unwrap_or_else(|| (stored.name.clone(), Change::Nothing));
         let (foreign, shape) = (std::mem::replace(&mut stored.name, name), stored.shape.clone());
         let tensors = change::undo(&Facts { metadata, layer }, stored, change);
         undone.extend(tensors.ok_or_else(|| {
-            format!("{foreign}: expected the shape that {} gives it, found {shape:?}", metadata.architecture())
+            format!(
+                "{foreign}: expected the shape that {} gives it, found {shape:?}",
+                metadata.architecture()
+            )
         })?);
     }
     join::join(undone)
