@@ -1,5 +1,6 @@
 //! Text to tokens and back: `tokenizer.json`, the vocabulary in a GGUF file, or bytes.
 
+mod cut;
 mod gguf;
 mod world;
 

@@ -4,7 +4,7 @@
 //! ```text
 //! SEMISEP_MUTATIONS=100000 cargo test --release --test hostile -- --nocapture
 //! ```
-//! gives each reader so many inputs (5,000 otherwise): over a million together. GGUF files are in `gguf.rs`.
+//! gives each reader so many inputs (5,000 otherwise): over a million together. GGUF files are in `gguf/hostile.rs`.
 #![allow(clippy::unwrap_used, reason = "tests")]
 
 mod common;

@@ -4,7 +4,6 @@ use candle_core::{DType, Device, Tensor, WithDType};
 use half::vec::HalfBitsVecExt;
 use half::{bf16, f16};
 use rayon::prelude::*;
-use semisep_core::BlockFormat;
 use semisep_kernels::Quantised;
 
 use super::{Stored, StoredType, View};
@@ -70,7 +69,8 @@ fn to<T: Target>(sources: &[Source<'_>], shape: &[usize], device: &Device, plus:
 }
 
 fn read<T: Target>(source: &Source<'_>, values: &mut [T], plus: f64) -> Result<()> {
-    let change = Change { plus, log_negative: source.stored.log_negative };
+    let Stored { log_negative, plus: own, .. } = *source.stored;
+    let change = Change { plus: plus + own, log_negative };
     match source.stored.dtype {
         StoredType::F64 => read_as::<f64, T>(source, values, change),
         StoredType::F32 => read_as::<f32, T>(source, values, change),
@@ -84,7 +84,7 @@ fn read<T: Target>(source: &Source<'_>, values: &mut [T], plus: f64) -> Result<(
         StoredType::U32 => read_as::<u32, T>(source, values, change),
         StoredType::U16 => read_as::<u16, T>(source, values, change),
         StoredType::U8 => read_as::<u8, T>(source, values, change),
-        StoredType::Blocks(format) => read_blocks(source, format, values, change)?,
+        StoredType::Blocks(_) | StoredType::Packed(_) => read_blocks(source, values, change)?,
         StoredType::Bool | StoredType::Unknown | StoredType::Other { .. } => {
             let stored = source.stored;
             let message = format!("{} has elements of type {}, expected numbers", stored.name, stored.dtype);
@@ -144,24 +144,29 @@ fn cast_all<S: Element, T: Target>(bytes: &[u8], values: &mut [T], change: Chang
 }
 
 /// Elements of quantised blocks: the blocks become numbers first, all of them where the view jumps.
-fn read_blocks<T: Target>(
-    source: &Source<'_>,
-    format: BlockFormat,
-    values: &mut [T],
-    change: Change,
-) -> Result<()> {
+fn read_blocks<T: Target>(source: &Source<'_>, values: &mut [T], change: Change) -> Result<()> {
     let Source { file, stored, view } = source;
+    let dtype = stored.dtype;
     let run = view.run() >= values.len();
-    let whole = |n: usize| n.is_multiple_of(format.weights());
+    let (block, block_bytes) = (dtype.block(), dtype.bytes(dtype.block()).unwrap_or(1));
+    let whole = |n: usize| n.is_multiple_of(block);
+    // All that the file holds of it: the tensor itself may be a part of that.
     let (first, elements) = match run && whole(view.start) && whole(values.len()) {
         true => (view.start, values.len()),
-        false => (0, stored.elements),
+        false => (0, stored.bytes / block_bytes * block),
     };
-    let start = stored.offset + format.row_bytes(first).unwrap_or(0);
-    let range = start..start + format.row_bytes(elements).unwrap_or(0);
-    let blocks = Quantised::new(format, (1, elements), file.bytes()[range.clone()].to_vec())?;
+    let start = stored.offset + dtype.bytes(first).unwrap_or(0);
+    let range = start..start + dtype.bytes(elements).unwrap_or(0);
+    let blocks = &file.bytes()[range.clone()];
+    let numbers = match dtype {
+        StoredType::Packed(format) => format.dequantise(blocks),
+        StoredType::Blocks(format) => {
+            let blocks = Quantised::new(format, (1, elements), blocks.to_vec())?;
+            blocks.dequantise(DType::F32)?.flatten_all()?.to_vec1::<f32>()?
+        }
+        _ => Vec::new(),
+    };
     file.release(range);
-    let numbers = blocks.dequantise(DType::F32)?.flatten_all()?.to_vec1::<f32>()?;
     let bytes: Vec<u8> = numbers.into_iter().flat_map(f32::to_le_bytes).collect();
     let view = View { start: view.start - first, ..(*view).clone() };
     gather::<f32, T>(&bytes, &view, values, change);

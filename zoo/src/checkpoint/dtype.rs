@@ -5,6 +5,8 @@ use std::fmt;
 use candle_core::DType;
 use semisep_core::BlockFormat;
 
+use super::Packed;
+
 /// The type of a stored tensor's elements, little-endian.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 #[expect(missing_docs, reason = "the names say it")]
@@ -22,8 +24,10 @@ pub enum StoredType {
     U16,
     U8,
     Bool,
-    /// Quantised blocks.
+    /// Quantised blocks that are multiplied by as they are.
     Blocks(BlockFormat),
+    /// Quantised blocks that become numbers when they are read.
+    Packed(Packed),
     /// A type that this version does not know; its tensors are listed and not read.
     #[default]
     Unknown,
@@ -81,17 +85,32 @@ impl StoredType {
             Self::I8 | Self::U8 | Self::Bool => 8,
             Self::Other { bits, .. } => bits,
             Self::Blocks(format) => (8 * format.bytes()).div_ceil(format.weights()),
+            Self::Packed(format) => {
+                let (weights, bytes) = format.block();
+                (8 * bytes).div_ceil(weights)
+            }
             Self::Unknown => 0,
         }
     }
 
     /// Bytes of this many elements; `None` if that overflows or is no whole number of bytes or blocks.
     pub fn bytes(self, elements: usize) -> Option<usize> {
-        if let Self::Blocks(format) = self {
-            return format.row_bytes(elements);
+        match self {
+            Self::Blocks(format) => return format.row_bytes(elements),
+            Self::Packed(format) => return format.row_bytes(elements),
+            _ => {}
         }
         let bits = elements.checked_mul(self.bits())?;
         bits.is_multiple_of(8).then_some(bits / 8)
+    }
+
+    /// Elements of a block; 1 of types that have none.
+    pub fn block(self) -> usize {
+        match self {
+            Self::Blocks(format) => format.weights(),
+            Self::Packed(format) => format.block().0,
+            _ => 1,
+        }
     }
 
     /// The type in memory that holds the same values, for floating-point types.
@@ -108,8 +127,11 @@ impl StoredType {
 
 impl fmt::Display for StoredType {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if let Self::Blocks(format) = self {
-            return f.write_str(format.name());
+        match self {
+            Self::Blocks(format) => return f.write_str(format.name()),
+            Self::Packed(format) => return f.write_str(format.name()),
+            Self::Other { name, .. } => return f.write_str(name),
+            _ => {}
         }
         f.write_str(NAMES.iter().find(|(_, dtype)| dtype == self).map_or("an unknown type", |(name, _)| name))
     }

@@ -5,7 +5,7 @@ use half::{bf16, f16};
 use rayon::prelude::*;
 use semisep_kernels::{InPlace, Run};
 
-use super::{Checkpoint, Stored, View};
+use super::{Checkpoint, Stored, View, lying};
 
 /// Most runs of rows of one matrix: with more, as where heads are interleaved, a copy multiplies faster.
 const MAX_RUNS: usize = 8;
@@ -24,15 +24,17 @@ impl Checkpoint {
     /// The parts, one after the other, as rows of `columns` where they lie in the files. `None` if they are not of one float
     /// type that `dtype` holds exactly, do not consist of few runs of whole rows, or are not aligned.
     pub fn in_place(&self, parts: &[(&Stored, View)], columns: usize, dtype: DType) -> Option<Found> {
-        let own = parts.first()?.0.dtype.float()?;
+        let lying = lying(parts);
+        let own = lying.first()?.0.dtype.float()?;
         if columns == 0 || !holds(dtype, own) {
             return None;
         }
         let (mut runs, mut non_finite) = (Vec::new(), 0);
-        for (stored, view) in parts {
+        for (stored, view) in &lying {
             let run = view.run();
             let whole = stored.dtype.float() == Some(own)
                 && !stored.log_negative
+                && stored.plus == 0.0
                 && run.is_multiple_of(columns)
                 && view.start.is_multiple_of(columns);
             if !whole || run == 0 || runs.len() + view.elements() / run > MAX_RUNS {

@@ -4,6 +4,7 @@ mod convert;
 mod dtype;
 mod gguf;
 mod in_place;
+mod packed;
 mod pickle;
 mod safetensors;
 mod shards;
@@ -19,7 +20,9 @@ use candle_core::{DType, Device, Tensor};
 use semisep_core::BlockFormat;
 
 pub use dtype::StoredType;
+pub(crate) use gguf::is_bamba;
 pub use gguf::{Metadata, Value, metadata as gguf_metadata};
+pub use packed::Packed;
 pub use view::View;
 pub use write::{TensorEntry, write_safetensors, write_tensors};
 
@@ -44,6 +47,10 @@ pub struct Stored {
     order: Option<View>,
     /// Each value x stands for `ln(-x)` (GGUF files only).
     log_negative: bool,
+    /// Added to each value (GGUF files only).
+    plus: f64,
+    /// The pieces of other tensors of which it consists, one after the other (GGUF files only).
+    pieces: Vec<Stored>,
     /// Which file of the checkpoint.
     file: usize,
     /// First byte in the file.
@@ -234,7 +241,8 @@ impl Checkpoint {
                 None => Error::new(message),
             });
         }
-        let sources: Vec<convert::Source<'_>> = parts
+        let lying = lying(parts);
+        let sources: Vec<convert::Source<'_>> = lying
             .iter()
             .map(|(stored, view)| convert::Source { file: &self.files[stored.file], stored, view })
             .collect();
@@ -250,13 +258,15 @@ impl Checkpoint {
         columns: usize,
         wanted: Option<BlockFormat>,
     ) -> Option<(BlockFormat, Vec<u8>)> {
-        let StoredType::Blocks(format) = parts.first()?.0.dtype else { return None };
+        let lying = lying(parts);
+        let StoredType::Blocks(format) = lying.first()?.0.dtype else { return None };
         let row_bytes = format.row_bytes(columns).filter(|n| *n > 0 && wanted.is_none_or(|w| w == format))?;
         let mut blocks = Vec::new();
-        for (stored, view) in parts {
+        for (stored, view) in &lying {
             let run = view.run();
             let whole = stored.dtype == StoredType::Blocks(format)
                 && !stored.log_negative
+                && stored.plus == 0.0
                 && run.is_multiple_of(columns)
                 && view.start.is_multiple_of(columns);
             if !whole {
@@ -275,7 +285,9 @@ impl Checkpoint {
 
     /// Whether two tensors hold the same bytes in the same shape.
     pub fn same(&self, a: &Stored, b: &Stored) -> bool {
-        if (a.dtype, &a.shape, &a.strides, &a.order) != (b.dtype, &b.shape, &b.strides, &b.order) {
+        if (a.dtype, &a.shape, &a.strides, &a.order) != (b.dtype, &b.shape, &b.strides, &b.order)
+            || !(a.pieces.is_empty() && b.pieces.is_empty())
+        {
             return false;
         }
         if (a.file, a.offset) == (b.file, b.offset) {
@@ -294,6 +306,31 @@ impl Checkpoint {
                 same
             })
     }
+}
+
+/// The parts with each tensor that consists of pieces replaced by the runs of them that the part takes.
+fn lying<'a>(parts: &[(&'a Stored, View)]) -> Vec<(&'a Stored, View)> {
+    let mut lying = Vec::with_capacity(parts.len());
+    for (stored, view) in parts {
+        if stored.pieces.is_empty() {
+            lying.push((*stored, view.clone()));
+            continue;
+        }
+        let run = view.run();
+        for first in view.runs() {
+            let mut start = 0;
+            for piece in &stored.pieces {
+                let end = start + piece.elements;
+                let (from, to) = (first.max(start), (first + run).min(end));
+                if from < to {
+                    let within = piece.view().start + from - start;
+                    lying.push((piece, View { start: within, ..View::whole(&[to - from]) }));
+                }
+                start = end;
+            }
+        }
+    }
+    lying
 }
 
 /// The names of the folder's `.pth` files, sorted.

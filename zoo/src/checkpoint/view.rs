@@ -21,8 +21,8 @@ impl View {
         Self { start: 0, shape: shape.into(), strides }
     }
 
-    /// Several axes of one; `None` if there is no such axis or its size is not the product of `sizes`. With one size, so many
-    /// rows may be in several axes already.
+    /// Several axes of one; `None` if there is no such axis or its size is not the product of `sizes`. They may be several
+    /// axes already; with one size, so many rows may be in several of any sizes.
     pub fn split(mut self, axis: usize, sizes: &[usize]) -> Option<Self> {
         if let (0, &[rows]) = (axis, sizes) {
             let mut product = 1usize;
@@ -35,7 +35,7 @@ impl View {
         }
         let product = sizes.iter().try_fold(1usize, |n, &d| n.checked_mul(d))?;
         if *self.shape.get(axis)? != product {
-            return None;
+            return self.shape[axis..].starts_with(sizes).then_some(self);
         }
         let stride = self.strides[axis];
         let strides = Self::whole(sizes).strides.into_iter().map(|s| s * stride);

@@ -5,6 +5,7 @@ mod recipes;
 mod report;
 mod weights;
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -18,7 +19,7 @@ use semisep_models::normal::Architecture;
 pub use weights::Progress;
 use weights::{Plan, Weights};
 
-use crate::checkpoint::Checkpoint;
+use crate::checkpoint::{Checkpoint, StoredType};
 use crate::import::{self, Names};
 use crate::{Error, Result};
 
@@ -105,7 +106,8 @@ pub fn plan(folder: &Path, options: &LoadOptions) -> Result<Planned> {
     let asked = Arc::new(Asked::new(plan.clone()));
     let vb = VarBuilder::new(asked.clone(), options.dtype, Device::Cpu).quantised(options.quant);
     let built = LanguageModel::new(&import.architecture, &vb);
-    let report = Report { notes: import.notes, ..plan.report() };
+    let mut report = Report { notes: import.notes, ..plan.report() };
+    report.notes.extend(unpacked(&report, options.quant));
     if let Some(refusal) = report.refusal(options.allow_missing, options.allow_unexpected) {
         return Err(Error::at(folder, refusal).hint(
             "the configuration and the weights belong to different models, or a file is incomplete; --allow-missing and \
@@ -196,6 +198,19 @@ impl Planned {
         report.notes.extend(fallbacks(&model, options.quant));
         Ok(Loaded { folder, family, architecture, model, report })
     }
+}
+
+/// Which formats of the checkpoint nothing multiplies by.
+fn unpacked(report: &Report, quant: Option<BlockFormat>) -> Option<String> {
+    let names = report.loaded.iter().filter_map(|t| match t.dtype {
+        StoredType::Packed(format) => Some(format.name()),
+        _ => None,
+    });
+    let names: BTreeSet<&str> = names.collect();
+    let held = quant.unwrap_or(BlockFormat::Q8_0);
+    let list = names.iter().copied().collect::<Vec<_>>().join(", ");
+    (!names.is_empty())
+        .then(|| format!("what is stored in {list} is held in {held} where that fits, else as numbers"))
 }
 
 /// Which matrices are not in the format that was asked for.

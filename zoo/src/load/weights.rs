@@ -203,7 +203,8 @@ impl Source for Weights {
             return Ok(Matrix::Quantised(Quantised::new(format, (rows, columns), blocks)?));
         }
         // Blocks of several formats in one matrix: eight bits lose next to nothing of any.
-        let some_blocks = parts.iter().any(|(stored, _)| matches!(stored.dtype, StoredType::Blocks(_)));
+        let blocks = |dtype| matches!(dtype, StoredType::Blocks(_) | StoredType::Packed(_));
+        let some_blocks = parts.iter().any(|(stored, _)| blocks(stored.dtype));
         let mixed = some_blocks.then(|| BlockFormat::Q8_0.for_columns(columns)).flatten();
         let Some(format) = format.or(mixed) else {
             let found = (self.in_place && plus == 0.0)

@@ -4,6 +4,7 @@ use std::path::Path;
 
 use serde_json::{Map, Value as Json, json};
 
+use super::cut::cut;
 use super::world::World;
 use super::{Tokenizer, guarded};
 use crate::checkpoint::{Metadata, Value};
@@ -12,13 +13,6 @@ use crate::{Error, Result};
 /// Kinds of tokens in `tokenizer.ggml.token_type`.
 const CONTROL: f64 = 3.0;
 const USER_DEFINED: f64 = 4.0;
-
-/// How byte-level vocabularies cut a text before they merge, by `tokenizer.ggml.pre`: as GPT-2 does, or by a pattern.
-const AS_GPT2: [&str; 8] = ["default", "gpt-2", "gpt2", "gpt-neox", "mpt", "olmo", "phi-2", "jais"];
-const AS_LLAMA3: [&str; 5] = ["llama-bpe", "llama3", "llama-v3", "smaug-bpe", "lfm2"];
-const AS_QWEN2: [&str; 3] = ["qwen2", "deepseek-r1-qwen", "megrez"];
-const LLAMA3: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
-const QWEN2: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 
 /// A space at the beginning of a word, in SentencePiece's vocabularies.
 const SPACE: &str = "\u{2581}";
@@ -137,30 +131,18 @@ impl Vocabulary<'_> {
         };
         let merges: Vec<Json> = merges.iter().map(|m| json!(String::from_utf8_lossy(m))).collect();
         let pre = self.metadata.text("tokenizer.ggml.pre").unwrap_or("default");
-        let bytes = |regex| json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": regex});
-        let by_pattern = |pattern: &str| {
-            let split = json!({
-                "type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": false
-            });
-            json!({"type": "Sequence", "pretokenizers": [split, bytes(false)]})
-        };
-        let cut = match pre {
-            _ if AS_GPT2.contains(&pre) => bytes(true),
-            _ if AS_LLAMA3.contains(&pre) => by_pattern(LLAMA3),
-            _ if AS_QWEN2.contains(&pre) => by_pattern(QWEN2),
-            other => return Err(format!("the way {other:?} to cut a text into words is not known")),
-        };
+        let cut = cut(pre).ok_or_else(|| format!("the way {pre:?} to cut a text into words is not known"))?;
         Ok(json!({
             "version": "1.0", "truncation": null, "padding": null,
             "added_tokens": self.added(),
-            "normalizer": if AS_QWEN2.contains(&pre) { json!({"type": "NFC"}) } else { Json::Null },
-            "pre_tokenizer": cut,
-            "post_processor": self.around(false),
-            "decoder": bytes(true),
+            "normalizer": if cut.composes { json!({"type": "NFC"}) } else { Json::Null },
+            "pre_tokenizer": cut.json(),
+            "post_processor": self.around(cut.begins),
+            "decoder": {"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true},
             "model": {
                 "type": "BPE", "dropout": null, "unk_token": null, "continuing_subword_prefix": null,
                 "end_of_word_suffix": null, "fuse_unk": false, "byte_fallback": false,
-                "ignore_merges": AS_LLAMA3.contains(&pre), "vocab": self.ids(), "merges": merges
+                "ignore_merges": cut.whole_words, "vocab": self.ids(), "merges": merges
             }
         }))
     }

@@ -5,8 +5,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use semisep_core::BlockFormat;
-
+use super::types;
 use crate::checkpoint::{MAX_RANK, Stored, StoredType};
 use crate::{Error, Result};
 
@@ -191,6 +190,7 @@ impl<'a> Cursor<'a> {
             8 => Value::Text(self.text("the text")?),
             7 => Value::Flag(self.number(kind)? != 0.0),
             9 => return self.list(),
+            6 => Value::Number(decimal(f32::from_le_bytes(self.array()?))),
             _ => Value::Number(self.number(kind)?),
         }))
     }
@@ -244,15 +244,12 @@ impl<'a> Cursor<'a> {
             shape.push(usize::try_from(size).map_err(|_| format!("{name}: a dimension of {size}"))?);
         }
         shape.reverse();
-        let dtype = stored_type(self.u32()?);
+        let dtype = types::stored(self.u32()?);
         let offset = self.u64()?;
         let elements = shape.iter().try_fold(1usize, |n, &d| n.checked_mul(d));
-        let rows_whole = match dtype {
-            StoredType::Blocks(format) => shape.last().is_none_or(|n| n.is_multiple_of(format.weights())),
-            _ => true,
-        };
+        let rows_whole = shape.last().is_none_or(|n| n.is_multiple_of(dtype.block()));
         let bytes = match dtype {
-            StoredType::Unknown => Some(0),
+            StoredType::Unknown | StoredType::Other { .. } => Some(0),
             _ => elements.filter(|_| rows_whole).and_then(|n| dtype.bytes(n)),
         };
         let (Some(elements), Some(bytes), Ok(offset)) = (elements, bytes, usize::try_from(offset)) else {
@@ -263,6 +260,12 @@ impl<'a> Cursor<'a> {
     }
 }
 
+/// The shortest decimal that a number in single precision stands for: configurations say 1e-5, not the double nearest to
+/// the single nearest to that.
+fn decimal(number: f32) -> f64 {
+    number.to_string().parse().unwrap_or_else(|_| number.into())
+}
+
 /// Bytes of a number.
 fn width(kind: u32) -> Result<u64, String> {
     match kind {
@@ -271,29 +274,6 @@ fn width(kind: u32) -> Result<u64, String> {
         4..=6 => Ok(4),
         10..=12 => Ok(8),
         other => Err(format!("a list of the unknown type {other}")),
-    }
-}
-
-/// ggml's numbers of its types.
-fn stored_type(number: u32) -> StoredType {
-    match number {
-        0 => StoredType::F32,
-        1 => StoredType::F16,
-        2 => StoredType::Blocks(BlockFormat::Q4_0),
-        3 => StoredType::Blocks(BlockFormat::Q4_1),
-        6 => StoredType::Blocks(BlockFormat::Q5_0),
-        7 => StoredType::Blocks(BlockFormat::Q5_1),
-        8 => StoredType::Blocks(BlockFormat::Q8_0),
-        12 => StoredType::Blocks(BlockFormat::Q4K),
-        13 => StoredType::Blocks(BlockFormat::Q5K),
-        14 => StoredType::Blocks(BlockFormat::Q6K),
-        24 => StoredType::I8,
-        25 => StoredType::I16,
-        26 => StoredType::I32,
-        27 => StoredType::I64,
-        28 => StoredType::F64,
-        30 => StoredType::BF16,
-        _ => StoredType::Unknown,
     }
 }
 
