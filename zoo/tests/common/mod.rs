@@ -17,6 +17,7 @@ use zip::{CompressionMethod, ZipWriter};
 /// Every golden model.
 pub const GOLDEN: &[&str] = &[
     "bamba",
+    "bamba-groups",
     "delta_net-fla",
     "falcon_h1",
     "falcon_mamba",
@@ -42,6 +43,7 @@ pub const GOLDEN: &[&str] = &[
     "mamba2attn-orig",
     "mistral",
     "nemotron_h",
+    "nemotron_h-latent",
     "nemotron_h-moe",
     "olmo2",
     "olmo_hybrid",
@@ -49,6 +51,7 @@ pub const GOLDEN: &[&str] = &[
     "qwen2",
     "qwen3",
     "qwen3_moe",
+    "qwen3_moe-saved",
     "qwen3_next",
     "recurrent_gemma",
     "retnet-fla",
@@ -65,6 +68,7 @@ pub const GOLDEN: &[&str] = &[
     "stripedhyena",
     "xlstm",
     "zamba",
+    "zamba-apart",
     "zamba2",
 ];
 

@@ -3,6 +3,10 @@
 use crate::checkpoint::Checkpoint;
 use crate::import::{Names, Piece};
 
+/// Where the blocks are below a layer.
+const BLOCK: &str = "shared_transf";
+const BLOCK2: &str = "shared_transformer";
+
 /// Widths that tensors are cut at.
 pub(super) struct Sizes {
     /// Of the MLP.
@@ -17,6 +21,21 @@ fn holder(checkpoint: &Checkpoint, block: &str, layers: &[usize]) -> Option<usiz
     let holds =
         |i: &&usize| checkpoint.get(&format!("model.layers.{i}.{block}.self_attn.o_proj.weight")).is_some();
     layers.iter().find(holds).copied().or(first)
+}
+
+/// Whether layers that should share a block hold different ones.
+pub(in crate::import) fn apart(
+    checkpoint: &Checkpoint,
+    zamba2: bool,
+    hybrid: &[usize],
+    blocks: usize,
+) -> bool {
+    let block = if zamba2 { BLOCK2 } else { BLOCK };
+    let stored = |i: usize| checkpoint.get(&format!("model.layers.{i}.{block}.self_attn.o_proj.weight"));
+    hybrid.iter().enumerate().any(|(k, &layer)| {
+        let first = hybrid.get(k % blocks.max(1)).and_then(|&first| stored(first));
+        first.zip(stored(layer)).is_some_and(|(first, own)| !checkpoint.same(first, own))
+    })
 }
 
 fn common() -> Names {
@@ -46,11 +65,14 @@ fn block(mut names: Names, checkpoint: &Checkpoint, block: &str, layers: &[usize
 }
 
 /// Mamba with heads: maps that are stored head by head, and an input map whose rows alternate.
-pub(super) fn zamba(checkpoint: &Checkpoint, hybrid: &[usize], sizes: &Sizes) -> Names {
-    let mut names = block(common(), checkpoint, "shared_transf", hybrid);
-    if let (Some(source), Some(owner)) = (holder(checkpoint, "shared_transf", hybrid), hybrid.first()) {
-        let from = format!("model.layers.{source}.shared_transf.feed_forward");
-        names = names.rename(from, format!("backbone.layers.{owner}.mlp"));
+pub(super) fn zamba(checkpoint: &Checkpoint, hybrid: &[usize], blocks: usize, sizes: &Sizes) -> Names {
+    let mut names = common();
+    for first in 0..blocks.min(hybrid.len()) {
+        let layers: Vec<usize> = hybrid.iter().copied().skip(first).step_by(blocks).collect();
+        names = block(names, checkpoint, BLOCK, &layers);
+        let Some(source) = holder(checkpoint, BLOCK, &layers) else { continue };
+        let from = format!("model.layers.{source}.{BLOCK}.feed_forward");
+        names = names.rename(from, format!("backbone.layers.{}.mlp", hybrid[first]));
     }
     for from in ["model.layers.*.mamba", "model.layers.*.mamba_decoder.mamba"] {
         let piece = |name: &str| Piece::of(format!("{from}.{name}"));
@@ -74,7 +96,6 @@ pub(super) fn zamba(checkpoint: &Checkpoint, hybrid: &[usize], sizes: &Sizes) ->
 
 /// Gate and value of the MLP in one map, and adapters below the shared block for each layer that uses it.
 pub(super) fn zamba2(checkpoint: &Checkpoint, hybrid: &[usize], blocks: usize, sizes: &Sizes) -> Names {
-    const BLOCK: &str = "shared_transformer";
     let mut names = common()
         .rename("model.layers.*.mamba", "backbone.layers.*.mixer")
         .rename("model.layers.*.mamba_decoder.mamba", "backbone.layers.*.mixer");
@@ -85,13 +106,20 @@ pub(super) fn zamba2(checkpoint: &Checkpoint, hybrid: &[usize], blocks: usize, s
         let uses: Vec<(usize, usize)> =
             hybrid.iter().copied().enumerate().skip(first).step_by(blocks).collect();
         let layers: Vec<usize> = uses.iter().map(|(_, layer)| *layer).collect();
-        names = block(names, checkpoint, BLOCK, &layers);
-        let Some(source) = holder(checkpoint, BLOCK, &layers) else { continue };
-        let from = format!("model.layers.{source}.{BLOCK}");
+        names = block(names, checkpoint, BLOCK2, &layers);
+        let Some(source) = holder(checkpoint, BLOCK2, &layers) else { continue };
+        let from = format!("model.layers.{source}.{BLOCK2}");
         let mlp = format!("backbone.layers.{}.mlp", hybrid[first]);
         names = names
             .join(format!("{mlp}.fc1"), swapped(&format!("{from}.feed_forward.gate_up_proj")))
             .rename(format!("{from}.feed_forward.down_proj"), format!("{mlp}.fc2"));
+        // A list may have entries for the uses of the other blocks.
+        for other in (0..hybrid.len()).filter(|other| uses.iter().all(|(used, _)| used != other)) {
+            for part in ["linear_q", "linear_k", "linear_v"] {
+                names = names.ignore(format!("{from}.self_attn.{part}_adapter_list.{other}"));
+            }
+            names = names.ignore(format!("{from}.feed_forward.gate_up_proj_adapter_list.{other}"));
+        }
         for (use_index, layer) in uses {
             let to = format!("backbone.layers.{layer}");
             let adapter = format!("{from}.feed_forward.gate_up_proj_adapter_list.{use_index}");
