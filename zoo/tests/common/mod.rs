@@ -56,6 +56,7 @@ pub const GOLDEN: &[&str] = &[
     "recurrent_gemma",
     "retnet-fla",
     "retnet-torchscale",
+    "rwkv4-eps",
     "rwkv4-hf",
     "rwkv4-pth",
     "rwkv5-hf",
