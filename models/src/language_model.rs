@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 
 use candle_core::{DType, Device, IndexOp, Result, Tensor, bail};
 use semisep_core::{
-    AbacusEmbedding, Context, Cost, Init, Matrix, Mixer, Norm, ParameterGroup, Rng, VarBuilder,
+    AbacusEmbedding, Context, Cost, Init, Matrix, Mixer, Norm, NormConfig, ParameterGroup, Rng, VarBuilder,
 };
 
 use crate::model_state::ModelState;
@@ -53,7 +53,8 @@ impl LanguageModel {
         let layers = backbone.scale_outputs(output_scale(architecture));
         let stack = Stack::new(config.d_model, config.norm, &architecture.layers, &layers)?;
         let stack = stack.rescaled_every(config.rescale_every);
-        let norm = Norm::new(config.d_model, config.norm, &backbone.pp("norm_f"))?;
+        let last = NormConfig { eps: config.final_norm_eps.unwrap_or(config.norm.eps), ..config.norm };
+        let norm = Norm::new(config.d_model, last, &backbone.pp("norm_f"))?;
         let head = if config.tie_embeddings {
             embedding.clone()
         } else {

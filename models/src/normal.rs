@@ -45,6 +45,9 @@ pub struct ModelConfig {
     /// Kind and eps of the norms of layers and of the final norm.
     #[serde(default)]
     pub norm: NormConfig,
+    /// Added under the root of the final norm, where that is another number (RWKV in transformers).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub final_norm_eps: Option<f64>,
     /// Whether the residual stream is f32 in a half-precision model.
     #[serde(default = "yes")]
     pub residual_in_fp32: bool,
@@ -98,6 +101,7 @@ impl ModelConfig {
             pad_vocab_size_multiple: eight(),
             tie_embeddings: yes(),
             norm: NormConfig::default(),
+            final_norm_eps: None,
             residual_in_fp32: yes(),
             embedding_multiplier: one(),
             logits_multiplier: one(),

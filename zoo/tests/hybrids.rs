@@ -3,10 +3,13 @@
 
 mod common;
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use candle_core::{DType, Device, Tensor};
-use common::{Raw, copy, edit_config, edit_tensors, semisep, stderr, stdout, verify};
+use common::{Raw, copy, edit_config, edit_tensors, golden, semisep, stderr, stdout, verify};
+use semisep_core::VarBuilder;
+use semisep_models::LanguageModel;
 use semisep_zoo::load::{LoadOptions, describe, load};
 use serde_json::{Value, json};
 
@@ -28,6 +31,24 @@ fn with(model: &str, edit: impl FnOnce(&mut serde_json::Map<String, Value>)) -> 
     let dir = copy(model);
     edit_config(dir.path(), edit);
     dir
+}
+
+/// Each is understood without its weights, and has as many parameters as the reference's model.
+#[test]
+fn configurations_of_public_checkpoints() {
+    #[derive(serde::Deserialize)]
+    struct Public {
+        parameters: u64,
+        config: Value,
+    }
+    let all: BTreeMap<String, Public> = serde_json::from_str(include_str!("hybrids.json")).unwrap();
+    for (name, public) in all {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("config.json"), public.config.to_string()).unwrap();
+        let (architecture, _) = describe(dir.path()).unwrap();
+        let model = LanguageModel::new(&architecture, &VarBuilder::shapes(DType::BF16)).unwrap();
+        assert_eq!(model.cost(1, 1).parameters, public.parameters, "{name}");
+    }
 }
 
 const MODELS: [&str; 8] = [
@@ -109,7 +130,7 @@ fn bad_values_are_named() {
         ("nemotron_h", "hybrid_override_pattern", Value::Null, "hybrid_override_pattern: expected a letter"),
         ("nemotron_h", "mamba_num_heads", json!(1e18), "mamba_num_heads: expected"),
         ("nemotron_h", "time_step_limit", json!([3, 1]), "time_step_limit: expected [low, high]"),
-        ("nemotron_h-moe", "moe_latent_size", json!(16), "moe_latent_size: expected none"),
+        ("nemotron_h-moe", "moe_latent_size", json!("16"), "moe_latent_size: expected a whole number"),
         ("nemotron_h-moe", "n_group", json!(3), "n_group: 3 does not divide"),
         (
             "nemotron_h-moe",
@@ -228,22 +249,17 @@ fn granite_without_experts() {
     assert!(largest < 1e-10, "{largest:e}");
 }
 
-/// Whatever the number of groups that share B and C: transformers norms over groups in Falcon-H1 and Nemotron-H, over all
-/// features in Bamba and Granite.
+/// What transformers overrules, or does not read, in the same way.
 #[test]
-fn groups_of_the_gated_norm() {
-    for (model, key, expected) in [
-        ("bamba", "mamba_n_groups", json!(1)),
-        ("granitemoehybrid", "mamba_n_groups", json!(1)),
-        ("falcon_h1", "mamba_n_groups", Value::Null),
-        ("nemotron_h", "n_groups", Value::Null),
-    ] {
-        let dir = with(model, |c| drop(c.insert(key.into(), json!(2))));
-        std::fs::remove_file(dir.path().join("model.safetensors")).unwrap();
-        let (architecture, _) = describe(dir.path()).unwrap();
-        let mixer = architecture.layers[0].stages[0].branches[0].mixer.to_json();
-        assert_eq!((&mixer["ngroups"], &mixer["norm_groups"]), (&json!(2), &expected), "{model}");
-    }
+fn what_the_tensors_say() {
+    passes(&golden("nemotron_h-latent"), "attention_bias = true has no effect");
+    passes(&golden("zamba-apart"), "each has its own");
+    let wide = with("mamba-hf", |c| drop(c.insert("expand".into(), json!(3))));
+    passes(wide.path(), "inner features");
+    std::fs::remove_file(wide.path().join("model.safetensors")).unwrap();
+    edit_config(wide.path(), |c| drop(c.insert("intermediate_size".into(), json!(77))));
+    let (architecture, _) = describe(wide.path()).unwrap();
+    assert_eq!(architecture.layers[0].stages[0].branches[0].mixer.to_json()["d_inner"], json!(77));
 }
 
 /// Parts of a parameter that are missing, or do not fit although their sum does.

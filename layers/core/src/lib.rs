@@ -7,6 +7,7 @@
 mod abacus;
 mod banks;
 mod blocks;
+mod built;
 mod config;
 mod cost;
 mod discretize;

@@ -12,6 +12,7 @@ use candle_core::{DType, Device, Result, Shape, Tensor, bail};
 use semisep_kernels::{BlockFormat, Matrix, Quantised, state_dtype};
 
 use crate::Init;
+use crate::built::Built;
 use crate::sources::{Seeded, Shapes};
 
 /// One parameter: its place, shape, and how it is to be trained.
@@ -142,7 +143,7 @@ pub struct VarBuilder {
     device: Device,
     /// Factor on the initial values of [`OUTPUTS`].
     output_scale: f64,
-    built: Arc<Mutex<Vec<ParameterGroup>>>,
+    built: Arc<Mutex<Built>>,
     /// What several layers hold together, by path.
     common: Arc<Mutex<BTreeMap<String, Matrix>>>,
     place: Option<Place>,
@@ -164,7 +165,7 @@ struct Borrowed {
     /// The same position in the name tree below the layer itself.
     own: String,
     /// What this part holds, whoever built it.
-    held: Arc<Mutex<Vec<ParameterGroup>>>,
+    held: Arc<Mutex<Built>>,
 }
 
 /// Last maps of residual branches, by their names in mamba_ssm, GPT-2 and fla.
@@ -392,13 +393,10 @@ impl VarBuilder {
 
     /// Every parameter built below here so far; of a part that is shared, every one that it holds.
     pub fn groups(&self) -> Vec<ParameterGroup> {
-        let mut below = vec![format!("{}.", self.prefix)];
-        below.extend(self.borrowed.as_ref().map(|b| format!("{}.", b.own)));
-        let all = lock(self.borrowed.as_ref().map_or(&self.built, |b| &b.held));
-        let here = |g: &&ParameterGroup| {
-            self.prefix.is_empty() || below.iter().any(|below| g.name.starts_with(below))
-        };
-        all.iter().filter(here).cloned().collect()
+        match &self.borrowed {
+            None => lock(&self.built).below([&*self.prefix]),
+            Some(borrowed) => lock(&borrowed.held).below([&*self.prefix, &*borrowed.own]),
+        }
     }
 }
 

@@ -40,9 +40,6 @@ pub struct Mamba2Config {
     pub rmsnorm: bool,
     /// `norm(y) · silu(z)` instead of `norm(y · silu(z))`.
     pub norm_before_gate: bool,
-    /// Groups of features that the gated norm takes by themselves. Default: ngroups.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub norm_groups: Option<usize>,
     /// Factors on what in_proj gives of z, x, B, C and dt (Falcon-H1).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ssm_multipliers: Option<[f64; 5]>,
@@ -79,7 +76,6 @@ impl Default for Mamba2Config {
             conv_bias: true,
             rmsnorm: true,
             norm_before_gate: false,
-            norm_groups: None,
             ssm_multipliers: None,
             norm_eps: 1e-5,
             d_has_hdim: false,
@@ -109,7 +105,7 @@ impl Mamba2Config {
 
     /// Features that the gated norm takes by themselves.
     pub fn norm_group(&self, d_model: usize) -> usize {
-        self.d_ssm(d_model) / self.norm_groups.unwrap_or(self.ngroups).max(1)
+        self.d_ssm(d_model) / self.ngroups.max(1)
     }
 
     /// Bounds of dt, (0, ∞) where there are none.
@@ -179,8 +175,6 @@ impl MixerConfig for Mamba2Config {
         if issues.is_empty() {
             issues.extend(divides("ngroups", self.ngroups, "the number of heads", self.n_heads(d_model)));
             issues.extend(in_range("d_state", self.d_state.saturating_mul(self.ngroups), 1));
-            let groups = self.norm_groups.unwrap_or(self.ngroups);
-            issues.extend(divides("norm_groups", groups, "the SSM width", d_ssm));
         }
         issues
     }

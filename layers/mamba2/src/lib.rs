@@ -14,7 +14,7 @@
 //! | input map | `in_proj.weight` | (2 d_inner + 2 g n + h, d) |
 //! | conv over x, B, C | `conv1d.weight`, `conv1d.bias` | (d_ssm + 2 g n, 1, k), oldest tap first |
 //! | A, D, dt | `A_log`, `D`, `dt_bias` | (h), f32; D (h p) with `D_has_hdim` |
-//! | gated norm | `norm.weight` | (d_ssm), over groups of d_ssm / g, or of d_ssm / `norm_groups` |
+//! | gated norm | `norm.weight` | (d_ssm), over groups of d_ssm / g |
 //! | output map | `out_proj.weight` | (d, d_inner) |
 //!
 //! With `ssm_multipliers` (Falcon-H1) z, x, B, C and dt are what in_proj gives times a factor each.

@@ -28,6 +28,9 @@ pub struct MoeConfig {
     pub num_experts_per_tok: usize,
     /// Hidden width of an expert.
     pub d_intermediate: usize,
+    /// Width in which experts work, if it is another than the model's: a map leads there and one back (Nemotron 3 Super).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub latent_size: Option<usize>,
     /// Whether half of an expert's first map gates the other half.
     pub gated: bool,
     /// Whether value and gate of an expert are one map, `fc1`; otherwise the maps are `up_proj`, `gate_proj`, `down_proj`.
@@ -62,6 +65,7 @@ impl Default for MoeConfig {
             num_experts: 8,
             num_experts_per_tok: 2,
             d_intermediate: 1024,
+            latent_size: None,
             gated: true,
             fused: true,
             activation: Activation::Silu,
@@ -126,6 +130,7 @@ impl MixerConfig for MoeConfig {
     fn check(&self, _: usize) -> Vec<Issue> {
         let mut issues = self.counts();
         issues.extend(in_range("d_intermediate", self.d_intermediate, 1));
+        issues.extend(self.latent_size.and_then(|width| in_range("latent_size", width, 1)));
         issues.extend(
             self.shared_d_intermediate.and_then(|hidden| in_range("shared_d_intermediate", hidden, 1)),
         );

@@ -6,6 +6,7 @@
 //! E(x) = the k experts of largest s (+ a bias that chooses but does not weigh), in the best groups of experts
 //! w_e = s_e                                               then, optionally, over Σ_{E(x)} s; times a factor
 //! y = Σ_{e in E(x)} w_e MLP_e(x)  +  [σ(W_s x)] MLP_shared(x)
+//! latent_size:  the first sum is  W_2 Σ w_e MLP_e(W_1 x)
 //! ```
 //! | model | options |
 //! |---|---|
@@ -13,6 +14,7 @@
 //! | Granite 4 | softmax, `norm_topk_prob` (a softmax over the chosen alone is the same), `shared_d_intermediate` |
 //! | Qwen3-Next | the same with `shared_gate` |
 //! | Nemotron-H | sigmoid, `expert_bias`, `norm_topk_prob`, `n_group`, `routed_scaling_factor`, ungated relu² experts, shared |
+//! | Nemotron 3 Super | the same with `latent_size` |
 //! | LFM2 | sigmoid, `expert_bias`, `norm_topk_prob`, `norm_topk_eps` = 1e-6 |
 //!
 //! | symbol | parameters | shape |
@@ -20,6 +22,7 @@
 //! | W | `gate.weight` | (experts, d), in full precision: a rounded score may choose another expert |
 //! | bias | `gate.e_score_correction_bias` | (experts), a buffer: trainers move it by the experts' load, no gradient does |
 //! | MLP_e | `experts.E.fc1`, `.fc2`; or `.up_proj`, `.gate_proj`, `.down_proj` | as of the mixer `mlp` |
+//! | W_1, W_2 | `fc1_latent_proj.weight`, `fc2_latent_proj.weight` | (latent, d), (d, latent) |
 //! | MLP_shared | `shared_expert.fc1`, `.fc2`; `shared_expert_gate.weight` | as of `mlp`; (1, d) |
 //!
 //! Tokens are gathered by expert, and an expert without tokens costs nothing: no token is dropped, none is padded. Which
@@ -47,6 +50,7 @@ pub struct Moe {
     router: Tensor, // (experts, d)
     bias: Option<Tensor>,
     experts: Vec<Mlp>,
+    latent: Option<[Linear; 2]>,
     shared: Option<Mlp>,
     shared_gate: Option<Linear>,
     groups: Vec<ParameterGroup>,
@@ -67,10 +71,16 @@ impl Moe {
         let router = gate.get_group(router)?;
         let bias = ParameterGroup::buffer("e_score_correction_bias", e, Init::ZEROS);
         let bias = config.expert_bias.then(|| gate.get_group(bias)).transpose()?;
-        let expert = |hidden: usize, vb: &VarBuilder| Mlp::new(d_model, &config.mlp(hidden), vb);
+        let width = config.latent_size.unwrap_or(d_model);
+        let expert = config.mlp(config.d_intermediate);
         let experts =
-            (0..e).map(|i| expert(config.d_intermediate, &vb.pp("experts").pp(i))).collect::<Result<_>>()?;
-        let shared = config.shared_d_intermediate.map(|hidden| expert(hidden, &vb.pp("shared_expert")));
+            (0..e).map(|i| Mlp::new(width, &expert, &vb.pp("experts").pp(i))).collect::<Result<_>>()?;
+        let latent = config.latent_size.map(|width| -> Result<[Linear; 2]> {
+            let map = |from, to, name| Linear::new(from, to, false, &vb.pp(name));
+            Ok([map(d_model, width, "fc1_latent_proj")?, map(width, d_model, "fc2_latent_proj")?])
+        });
+        let shared = config.shared_d_intermediate.map(|hidden| config.mlp(hidden));
+        let shared = shared.map(|shared| Mlp::new(d_model, &shared, &vb.pp("shared_expert")));
         let shared_gate =
             config.shared_gate.then(|| Linear::new(d_model, 1, false, &vb.pp("shared_expert_gate")));
         Ok(Self {
@@ -79,6 +89,7 @@ impl Moe {
             router,
             bias,
             experts,
+            latent: latent.transpose()?,
             shared: shared.transpose()?,
             shared_gate: shared_gate.transpose()?,
             groups: vb.groups(),
@@ -104,22 +115,29 @@ impl Moe {
     /// (..., d) -> (..., d)
     fn apply(&self, x: &Tensor) -> Result<Tensor> {
         let tokens = x.flatten_to(x.rank() - 2)?; // (t, d)
-        let (t, d) = tokens.dims2()?;
+        let t = tokens.dim(0)?;
         if t == 0 {
             return x.zeros_like();
         }
         let routes = self.routes(&tokens)?;
+        let inner = match &self.latent {
+            Some([into, _]) => into.forward(&tokens)?,
+            None => tokens.clone(),
+        }; // (t, latent or d)
         let mut answers = Vec::new();
         for (expert, part) in self.experts.iter().zip(&routes.tokens) {
             if !part.is_empty() {
-                answers.push(run(expert, &tokens.index_select(&indices(part, x.device())?, 0)?)?);
+                answers.push(run(expert, &inner.index_select(&indices(part, x.device())?, 0)?)?);
             }
         }
         let k = self.config.num_experts_per_tok;
         let answers = Tensor::cat(&answers, 0)?; // by expert; back to the order of tokens and choices:
-        let answers = answers.index_select(&indices(&routes.places, x.device())?, 0)?.reshape((t, k, d))?;
+        let answers = answers.index_select(&indices(&routes.places, x.device())?, 0)?.reshape((t, k, ()))?;
         let weights = routes.weights.to_dtype(x.dtype())?.unsqueeze(D::Minus1)?; // (t, k, 1)
         let mut y = answers.broadcast_mul(&weights)?.sum(1)?;
+        if let Some([_, back]) = &self.latent {
+            y = back.forward(&y)?;
+        }
         if let Some(shared) = &self.shared {
             let mut extra = run(shared, &tokens)?;
             if let Some(gate) = &self.shared_gate {
@@ -197,9 +215,13 @@ impl Mixer for Moe {
             .iter()
             .map(|_| Cost::linear(rows, self.d_model, 1, false, self.element))
             .sum::<Cost>();
+        let latent = self.config.latent_size.map_or(Cost::default(), |width| {
+            Cost::linear(rows, self.d_model, width, false, self.element)
+                + Cost::linear(rows, width, self.d_model, false, self.element)
+        });
         let routed = self.experts.first().map(|mlp| mlp.cost(batch * k, seqlen)).unwrap_or_default();
         let touched = self.experts.len().min(rows * k).saturating_sub(1) as u64;
-        let all = router + shared + gate + routed;
+        let all = router + shared + gate + latent + routed;
         let size = self.element as u64;
         Cost {
             parameters: self.groups.iter().map(|g| g.elements() as u64).sum(),

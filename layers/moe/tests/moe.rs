@@ -68,6 +68,13 @@ fn variants() -> Vec<MoeConfig> {
             routed_scaling_factor: 2.5,
             gated: false,
             activation: Activation::Relu2,
+            ..sigmoid.clone()
+        },
+        MoeConfig {
+            latent_size: Some(3),
+            gated: false,
+            activation: Activation::Relu2,
+            shared_d_intermediate: Some(4),
             ..sigmoid
         },
     ]
@@ -92,12 +99,12 @@ fn sigmoid(x: f64) -> f64 {
 
 fn mlp(config: &MoeConfig, name: &str, hidden: usize, x: &[f64]) -> Vec<f64> {
     let wide = if config.gated { 2 * hidden } else { hidden };
-    let h = map(&RANDOM.rows(&format!("{name}.fc1.weight"), wide, D), x);
+    let h = map(&RANDOM.rows(&format!("{name}.fc1.weight"), wide, x.len()), x);
     let h: Vec<f64> = match config.gated {
         true => (0..hidden).map(|i| h[i] * h[hidden + i] * sigmoid(h[hidden + i])).collect(),
         false => h.iter().map(|v| v.max(0.0).powi(2)).collect(),
     };
-    map(&RANDOM.rows(&format!("{name}.fc2.weight"), D, hidden), &h)
+    map(&RANDOM.rows(&format!("{name}.fc2.weight"), x.len(), hidden), &h)
 }
 
 /// Expert and weight of each choice of one token, by the definition.
@@ -138,7 +145,15 @@ fn dense(config: &MoeConfig, x: &[f64]) -> Vec<f64> {
     let mut add =
         |weight: f64, answer: Vec<f64>| y.iter_mut().zip(answer).for_each(|(y, a)| *y += weight * a);
     for (e, weight) in choices(config, x) {
-        add(weight, mlp(config, &format!("experts.{e}"), config.d_intermediate, x));
+        let expert = |x: &[f64]| mlp(config, &format!("experts.{e}"), config.d_intermediate, x);
+        let answer = match config.latent_size {
+            Some(width) => {
+                let inner = map(&RANDOM.rows("fc1_latent_proj.weight", width, D), x);
+                map(&RANDOM.rows("fc2_latent_proj.weight", D, width), &expert(&inner))
+            }
+            None => expert(x),
+        };
+        add(weight, answer);
     }
     if let Some(hidden) = config.shared_d_intermediate {
         let gate = map(&RANDOM.rows("shared_expert_gate.weight", 1, D), x)[0];

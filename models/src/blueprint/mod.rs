@@ -220,6 +220,10 @@ fn model<'d>(document: &mut Document<'d>, root: &Table<'d>) -> Option<ModelConfi
         let message = format!("expected a finite number above 0, found {cap}");
         document.value("model.logits_soft_cap", message, None);
     }
+    if let Some(eps) = model.final_norm_eps.filter(|eps| !(eps.is_finite() && *eps >= 0.0)) {
+        let message = format!("expected a finite number from 0 on, found {eps}");
+        document.value("model.final_norm_eps", message, None);
+    }
     if let Some(abacus) = &model.abacus {
         check_abacus(document, abacus, model.vocab_size);
     }

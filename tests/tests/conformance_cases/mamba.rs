@@ -25,7 +25,6 @@ pub(crate) fn cases() -> Vec<Case> {
         "mamba2 multipliers",
         Box::new(Mamba2Config {
             ngroups: 2,
-            norm_groups: Some(1),
             out_bias: Some(true),
             ssm_multipliers: Some([0.4, 1.5, 0.7, 1.2, 0.8]),
             ..mamba2.clone()

@@ -26,6 +26,7 @@ pub(crate) fn cases() -> Vec<Case> {
         shared_d_intermediate: Some(10),
         ..sigmoid
     };
-    add("moe nemotron", Box::new(nemotron));
+    add("moe nemotron", Box::new(nemotron.clone()));
+    add("moe nemotron latent", Box::new(MoeConfig { latent_size: Some(6), ..nemotron }));
     cases
 }

@@ -1,7 +1,6 @@
 //! transformers' `BambaForCausalLM`: Mamba-2 layers and a few of attention, an MLP after each.
 //!
-//! Half of each head's features turn, whatever `attn_rotary_emb` says; the gated norm is over all features, however many
-//! groups share B and C.
+//! Half of each head's features turn, whatever `attn_rotary_emb` says.
 
 use super::hybrid::{Hybrid, Whole, attention_names};
 use super::rope::rope;
@@ -27,8 +26,7 @@ fn import(folder: &Folder<'_>) -> Result<Import> {
             .notes
             .push(format!("attn_rotary_emb = {said} has no effect: {turned} features of a head turn"));
     }
-    let mut mamba = hybrid.mamba2(None, eps);
-    mamba.norm_groups = (mamba.ngroups > 1).then_some(1);
+    let mamba = hybrid.mamba2(None, eps);
     let names = names(attention_names(
         Names::new(),
         &attention,

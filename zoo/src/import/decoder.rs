@@ -145,6 +145,15 @@ impl<'a> Decoder<'a> {
         }
     }
 
+    /// A problem if there is another activation: convolution and gate of the gated DeltaNet use that of the MLP.
+    pub(super) fn silu(&self) {
+        if activation(self.config(), "hidden_act", Activation::Silu) != Activation::Silu {
+            let found = self.config().text("hidden_act").unwrap_or_default();
+            let message = format!("expected \"silu\" beside layers of gated DeltaNet, found {found:?}");
+            self.config().problem("hidden_act", message);
+        }
+    }
+
     /// The mixer, checked where its sizes are known to be sound.
     pub(super) fn checked(&self, mixer: impl MixerConfig + 'static) -> Arc<dyn MixerConfig> {
         if self.config().ok() {

@@ -51,6 +51,11 @@ impl Fields {
         self.object.get(key).is_some_and(Value::is_null)
     }
 
+    /// Of several names for one thing the first that is there, or the first of all.
+    pub fn first_of<'k>(&self, keys: &[&'k str]) -> &'k str {
+        keys.iter().find(|key| self.get(key).is_some()).or(keys.first()).copied().unwrap_or_default()
+    }
+
     /// A whole number from 1 to [`MAX_WIDTH`], which must be there.
     pub fn size(&self, key: &str) -> usize {
         self.size_up_to(key, MAX_WIDTH)

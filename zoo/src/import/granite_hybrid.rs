@@ -37,8 +37,7 @@ fn import(folder: &Folder<'_>) -> Result<Import> {
         (config.text("position_embedding_type") == Some("rope")).then(|| rope(config, head_dim, 1e4, 1.0))
     });
     attention.scale = Some(hybrid.factor("attention_multiplier"));
-    let mut mamba = hybrid.mamba2(None, eps);
-    mamba.norm_groups = (mamba.ngroups > 1).then_some(1);
+    let mamba = hybrid.mamba2(None, eps);
     let names = attention_names(
         Names::new(),
         &attention,

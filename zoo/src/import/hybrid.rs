@@ -80,6 +80,16 @@ impl<'a> Hybrid<'a> {
         }
     }
 
+    /// Without biases where the file has none of this layer's queries: transformers does not read `attention_bias` in every
+    /// family.
+    pub(super) fn stored_bias(&mut self, attention: &mut AttentionConfig, queries: &str) {
+        let stored = |part: &str| self.folder.checkpoint.get(&format!("{queries}.{part}")).is_some();
+        if attention.qkv_bias && stored("weight") && !stored("bias") {
+            (attention.qkv_bias, attention.out_bias) = (false, false);
+            self.notes.push("attention_bias = true has no effect: the file holds no such biases".into());
+        }
+    }
+
     /// The Mamba-2 layer that the keys `mamba_*` describe, `width` features wide inside, or `mamba_expand` times the
     /// model.
     pub(super) fn mamba2(&self, width: Option<usize>, eps: f64) -> Mamba2Config {

@@ -14,6 +14,9 @@ use crate::Result;
 pub(super) const JAMBA: Importer =
     Importer { family: "jamba", detects: |config| is_type(config, "jamba", "JambaForCausalLM"), import };
 
+/// transformers knows the number of experts by both names.
+const EXPERTS: &[&str] = &["num_experts", "num_local_experts"];
+
 fn import(folder: &Folder<'_>) -> Result<Import> {
     let mut hybrid = Hybrid::new(folder);
     let config = &folder.config;
@@ -23,7 +26,10 @@ fn import(folder: &Folder<'_>) -> Result<Import> {
         hybrid.notes.push("sliding_window has no effect: attention sees all tokens".into());
     }
     let (attention_layers, expert_layers) = layers(&mut hybrid, n_layer);
-    let attention = hybrid.attention(|_| None);
+    let mut attention = hybrid.attention(|_| None);
+    if let Some(first) = attention_layers.first() {
+        hybrid.stored_bias(&mut attention, &format!("model.layers.{first}.self_attn.q_proj"));
+    }
     let names = names(attention_names(
         Names::new(),
         &attention,
@@ -35,7 +41,7 @@ fn import(folder: &Folder<'_>) -> Result<Import> {
     let mlp = hybrid.mlp("intermediate_size");
     let experts = (!expert_layers.is_empty()).then(|| {
         hybrid.checked(MoeConfig {
-            num_experts: config.size_or("num_experts", 16),
+            num_experts: config.size_or(config.first_of(EXPERTS), 16),
             num_experts_per_tok: config.size_or("num_experts_per_tok", 2),
             d_intermediate: config.size("intermediate_size"),
             fused: false,
@@ -69,7 +75,7 @@ fn layers(hybrid: &mut Hybrid<'_>, n_layer: usize) -> (BTreeSet<usize>, BTreeSet
         }
         None => layout::periodic(config, keys, (8, 4), n_layer, notes),
     };
-    if config.size_or("num_experts", 16) == 1 {
+    if config.size_or(config.first_of(EXPERTS), 16) == 1 {
         return (attention, BTreeSet::new());
     }
     let keys = ("expert_layer_period", "expert_layer_offset");

@@ -90,11 +90,12 @@ fn import(folder: &Folder<'_>, family: &'static str, options: Options) -> Result
 fn qwen_window(decoder: &Decoder<'_>) -> Option<(usize, usize)> {
     let config = decoder.config();
     let first = config.size_from("max_window_layers", 0).unwrap_or(28);
-    let window = config.size_from("sliding_window", 1);
+    let default = (!config.is_null("sliding_window")).then_some(4096);
+    let window = config.size_from("sliding_window", 1).or(default);
     if !config.flag_or("use_sliding_window", false) {
         return None;
     }
-    Some((window.unwrap_or(4096), first))
+    Some((window?, first))
 }
 
 /// Whether each layer is windowed: by `layer_types`, else from the first on.

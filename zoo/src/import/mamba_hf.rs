@@ -1,8 +1,9 @@
 //! transformers' `MambaForCausalLM`, `Mamba2ForCausalLM` and `FalconMambaForCausalLM`.
 //!
 //! FalconMamba norms step sizes, B and C, without weights; its published configuration has an `expand` that is not that of
-//! its tensors. In the others `intermediate_size`, `norm_before_gate`, `rms_norm` and what the conversion left behind of the original configuration
-//! have no effect there, and none here.
+//! its tensors. In Mamba and FalconMamba `intermediate_size` overrules `expand`, as it does in transformers 5. In Mamba-2
+//! `intermediate_size`, `norm_before_gate`, `rms_norm` and what the conversion left behind of the original configuration have
+//! no effect there, and none here.
 
 use std::sync::Arc;
 
@@ -18,7 +19,10 @@ use crate::Result;
 pub(super) const MAMBA: Importer = Importer {
     family: "mamba",
     detects: |config| is_type(config, "mamba", "MambaForCausalLM"),
-    import: |folder| import(folder, MAMBA.family, true, Arc::new(mamba1(folder)), None),
+    import: |folder| {
+        let (mixer, note) = with_width(folder, mamba1(folder));
+        import(folder, MAMBA.family, true, Arc::new(mixer), note)
+    },
 };
 
 /// `model_type` "falcon_mamba".
@@ -26,7 +30,9 @@ pub(super) const FALCON_MAMBA: Importer = Importer {
     family: "falcon_mamba",
     detects: |config| is_type(config, "falcon_mamba", "FalconMambaForCausalLM"),
     import: |folder| {
-        let (mixer, note) = falcon(folder);
+        let eps = folder.config.number("mixer_rms_eps").unwrap_or(1e-6);
+        let norms = Some(ParameterNorms { eps, weighted: false });
+        let (mixer, note) = with_width(folder, Mamba1Config { norms, ..mamba1(folder) });
         import(folder, FALCON_MAMBA.family, true, Arc::new(mixer), note)
     },
 };
@@ -95,10 +101,8 @@ fn mamba1(folder: &Folder<'_>) -> Mamba1Config {
 }
 
 /// With the inner width of the tensors, else of `intermediate_size`, and a note where `expand` says otherwise.
-fn falcon(folder: &Folder<'_>) -> (Mamba1Config, Option<String>) {
+fn with_width(folder: &Folder<'_>, mixer: Mamba1Config) -> (Mamba1Config, Option<String>) {
     let config = &folder.config;
-    let eps = config.number("mixer_rms_eps").unwrap_or(1e-6);
-    let mixer = Mamba1Config { norms: Some(ParameterNorms { eps, weighted: false }), ..mamba1(folder) };
     let stored = folder.checkpoint.get("backbone.layers.0.mixer.D").and_then(|d| d.shape.first().copied());
     let width = stored.or_else(|| config.size_from("intermediate_size", 1));
     let said = mixer.d_inner(config.size_or("hidden_size", 1));

@@ -45,7 +45,10 @@ fn import(folder: &Folder<'_>) -> Result<Import> {
     let kinds = kinds(&mut hybrid);
     let key = ["layer_norm_epsilon", "rms_norm_eps"].into_iter().find(|key| config.get(key).is_some());
     let eps = hybrid.eps(key.unwrap_or("layer_norm_epsilon"), 1e-5);
-    let attention = hybrid.attention(|_| None);
+    let mut attention = hybrid.attention(|_| None);
+    if let Some(first) = kinds.iter().position(|kind| *kind == Kind::Attention) {
+        hybrid.stored_bias(&mut attention, &format!("backbone.layers.{first}.mixer.q_proj"));
+    }
     let names = attention_names(
         Names::new(),
         &attention,
@@ -140,12 +143,6 @@ fn mlp(hybrid: &Hybrid<'_>) -> MlpConfig {
 
 fn experts(hybrid: &Hybrid<'_>, kinds: &[Kind]) -> MoeConfig {
     let config = hybrid.config;
-    if config.get("moe_latent_size").is_some() {
-        config.problem(
-            "moe_latent_size",
-            "expected none (experts of another width are not supported), found one",
-        );
-    }
     if config.flag_or("mlp_bias", false) {
         config.problem("mlp_bias", "expected false beside experts (not supported), found true");
     }
@@ -158,9 +155,10 @@ fn experts(hybrid: &Hybrid<'_>, kinds: &[Kind]) -> MoeConfig {
         stored.unwrap_or_else(|| config.size_or("moe_shared_expert_intermediate_size", hidden))
     });
     MoeConfig {
-        num_experts: config.size("n_routed_experts"),
+        num_experts: config.size(config.first_of(&["n_routed_experts", "num_local_experts"])),
         num_experts_per_tok: config.size_or("num_experts_per_tok", 2),
         d_intermediate: hidden,
+        latent_size: config.size_from("moe_latent_size", 1),
         gated: false,
         fused: false,
         activation: activation(config, "mlp_hidden_act", Activation::Relu2),

@@ -66,6 +66,7 @@ fn positions(config: &Fields) -> bool {
 /// Its output norm adds 1e-5 whatever the configuration says.
 fn linear(decoder: &Decoder<'_>) -> GatedDeltaNetConfig {
     let config = decoder.config();
+    decoder.silu();
     let heads = config.size_or("linear_num_key_heads", decoder.heads);
     let value_heads = config.size_or("linear_num_value_heads", decoder.heads);
     check_divides(config, ("linear_num_key_heads", heads), ("linear_num_value_heads", value_heads));

@@ -34,20 +34,23 @@ pub(super) const QWEN3_NEXT: Importer = Importer {
 
 fn qwen3_moe(folder: &Folder<'_>) -> Result<Import> {
     let (config, decoder) = (&folder.config, Decoder::new(folder));
-    config.ignore(&["max_window_layers", "sliding_window"]);
-    if config.flag_or("use_sliding_window", false) {
-        config.problem("use_sliding_window", "expected false (not supported), found true");
-    }
+    config.ignore(&["max_window_layers"]);
+    // All layers, unlike Qwen2's and Qwen3's.
+    let window =
+        config.size_from("sliding_window", 1).or((!config.is_null("sliding_window")).then_some(4096));
+    let window = window.filter(|_| config.flag_or("use_sliding_window", false));
     let eps = config.number("rms_norm_eps").unwrap_or(1e-6);
     let bias = config.flag_or("attention_bias", false);
     let attention = decoder.checked(AttentionConfig {
         qkv_bias: bias,
         out_bias: bias,
         qk_norm: Some(QkNorm::new(eps)),
+        window,
         ..decoder.attention(Some(decoder.rope()))
     });
     let experts = MoeConfig {
-        num_experts: config.size_or("num_experts", 128),
+        // transformers 5 writes the other name.
+        num_experts: config.size_or(config.first_of(&["num_experts", "num_local_experts"]), 128),
         num_experts_per_tok: config.size_or("num_experts_per_tok", 8),
         d_intermediate: config.size_or("moe_intermediate_size", 768),
         norm_topk_prob: config.flag_or("norm_topk_prob", false),
@@ -79,6 +82,7 @@ fn qwen3_next(folder: &Folder<'_>) -> Result<Import> {
     let key_heads = config.size_or("linear_num_key_heads", 16);
     let value_heads = config.size_or("linear_num_value_heads", 32);
     check_divides(config, ("linear_num_key_heads", key_heads), ("linear_num_value_heads", value_heads));
+    decoder.silu();
     let linear = decoder.checked(GatedDeltaNetConfig {
         num_heads: key_heads,
         num_v_heads: Some(value_heads),

@@ -5,7 +5,8 @@
 //! y = linear( mlp( norm( attention( norm [x | embedding] ))))         no residuals; linear is the layer's own
 //! x ← x + mamba( norm (x + y) )
 //! ```
-//! Files hold a shared block below the first layer that uses it, Zamba2's adapters of all layers with it, and in Zamba the
+//! Files hold a shared block below the first layer that uses it (or another in each layer, where transformers was told not to
+//! tie weights), Zamba2's adapters of all layers with it, and in Zamba the
 //! rows of Mamba's input map alternate: a channel's x, its z.
 
 mod names;
@@ -79,6 +80,12 @@ fn import(folder: &Folder<'_>, family: Family) -> Result<Import> {
         }
     }
     let blocks = if family == Family::Zamba2 { config.size_or("num_mem_blocks", 1) } else { 1 };
+    let hybrid: Vec<usize> = (0..n_layer).filter(|&i| kinds.get(i) == Some(&Kind::Hybrid)).collect();
+    let apart = names::apart(folder.checkpoint, family == Family::Zamba2, &hybrid, blocks);
+    if apart {
+        notes.push("the layers' transformer blocks differ: each has its own".into());
+    }
+    let blocks = if apart { hybrid.len() } else { blocks };
     let (tie_embeddings, note) = folder.tied(config.flag("tie_word_embeddings"), true, EMBEDDING);
     notes.extend(note);
     let model = ModelConfig {
@@ -88,7 +95,6 @@ fn import(folder: &Folder<'_>, family: Family) -> Result<Import> {
         ..ModelConfig::new(d_model, config.size("vocab_size"))
     };
     folder.check_embedding(EMBEDDING, model.vocab_size, ("hidden_size", d_model));
-    let hybrid: Vec<usize> = (0..n_layer).filter(|&i| kinds.get(i) == Some(&Kind::Hybrid)).collect();
     let layers = kinds.iter().enumerate().map(|(i, _)| {
         let block = hybrid.iter().position(|&h| h == i).map(|k| k % blocks);
         layer(&parts, block)
@@ -100,7 +106,7 @@ fn import(folder: &Folder<'_>, family: Family) -> Result<Import> {
         attention: (heads.saturating_mul(head_dim), kv_heads.saturating_mul(head_dim)),
     };
     let names = match family {
-        Family::Zamba => names::zamba(folder.checkpoint, &hybrid, &sizes),
+        Family::Zamba => names::zamba(folder.checkpoint, &hybrid, blocks, &sizes),
         Family::Zamba2 => names::zamba2(folder.checkpoint, &hybrid, blocks, &sizes),
     };
     Ok(Import {
@@ -143,7 +149,8 @@ fn kinds(config: &Fields, family: Family, n_layer: usize, notes: &mut Vec<String
         ("hybrid", Kind::Hybrid),
         ("attention+mamba", Kind::Hybrid),
     ];
-    let mut kinds = layout::types(config, "layers_block_type", n_layer, &KINDS, notes)
+    let key = config.first_of(&["layers_block_type", "layer_types"]);
+    let mut kinds = layout::types(config, key, n_layer, &KINDS, notes)
         .unwrap_or_else(|| usual(config, family, n_layer, notes));
     // A list that is wrong has been reported.
     kinds.resize(n_layer, Kind::Mamba);
@@ -245,8 +252,10 @@ fn attention(config: &Fields, family: Family, d_model: usize) -> Arc<dyn MixerCo
     let adapters = zamba2 && config.flag_or("use_shared_attention_adapter", false);
     let rope = (zamba2 && config.flag_or("use_mem_rope", false)).then(|| {
         let theta = super::rope::rope(config, head_dim, 10_000.0, 1.0).theta;
-        // Longer contexts turn more slowly.
-        let long = config.flag_or("use_long_context", false) && head_dim > 2;
+        // Longer contexts turn more slowly: so says transformers 4, which has the base at the top; 5 does not, and reads it
+        // as it is.
+        let old = config.get("rope_parameters").is_none();
+        let long = old && config.flag_or("use_long_context", false) && head_dim > 2;
         let factor = if long { 8f64.powf(head_dim as f64 / (head_dim as f64 - 2.0)) } else { 1.0 };
         RotaryConfig { dim: None, theta: theta * factor, interleaved: false, scaling: None }
     });

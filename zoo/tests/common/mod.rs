@@ -15,6 +15,7 @@ use zip::{CompressionMethod, ZipWriter};
 /// Every golden model.
 pub const GOLDEN: &[&str] = &[
     "bamba",
+    "bamba-groups",
     "delta_net-fla",
     "falcon_h1",
     "falcon_mamba",
@@ -40,6 +41,7 @@ pub const GOLDEN: &[&str] = &[
     "mamba2attn-orig",
     "mistral",
     "nemotron_h",
+    "nemotron_h-latent",
     "nemotron_h-moe",
     "olmo2",
     "olmo_hybrid",
@@ -47,10 +49,12 @@ pub const GOLDEN: &[&str] = &[
     "qwen2",
     "qwen3",
     "qwen3_moe",
+    "qwen3_moe-saved",
     "qwen3_next",
     "recurrent_gemma",
     "retnet-fla",
     "retnet-torchscale",
+    "rwkv4-eps",
     "rwkv4-hf",
     "rwkv4-pth",
     "rwkv5-hf",
@@ -63,6 +67,7 @@ pub const GOLDEN: &[&str] = &[
     "stripedhyena",
     "xlstm",
     "zamba",
+    "zamba-apart",
     "zamba2",
 ];
 

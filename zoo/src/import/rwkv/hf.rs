@@ -41,6 +41,8 @@ fn import(folder: &Folder<'_>, family: &'static str, version: usize) -> Result<I
     let vocab_size = config.size("vocab_size");
     folder.check_embedding(EMBEDDING, vocab_size, ("hidden_size", d_model));
     let mut model = model(d_model, vocab_size, config.number("layer_norm_epsilon").unwrap_or(1e-5));
+    // The last norm has the default of torch, whatever the configuration says.
+    model.final_norm_eps = (model.norm.eps != 1e-5).then_some(1e-5);
     // Files hold the weights unscaled: transformers divides them when it starts to infer.
     model.rescale_every = config.size_from("rescale_every", 0).unwrap_or(6);
     model.tie_embeddings = match folder.checkpoint.is_empty() {

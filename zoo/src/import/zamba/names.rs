@@ -3,6 +3,10 @@
 use crate::checkpoint::Checkpoint;
 use crate::import::{Names, Piece};
 
+/// Where the blocks are below a layer.
+const BLOCK: &str = "shared_transf";
+const BLOCK2: &str = "shared_transformer";
+
 /// Widths that tensors are cut at.
 pub(super) struct Sizes {
     /// Of the MLP.
@@ -21,6 +25,21 @@ fn holder(checkpoint: &Checkpoint, block: &str, layers: &[usize]) -> Option<usiz
     let holds =
         |i: &&usize| checkpoint.get(&format!("model.layers.{i}.{block}.self_attn.o_proj.weight")).is_some();
     layers.iter().find(holds).copied().or(first)
+}
+
+/// Whether layers that should share a block hold different ones.
+pub(in crate::import) fn apart(
+    checkpoint: &Checkpoint,
+    zamba2: bool,
+    hybrid: &[usize],
+    blocks: usize,
+) -> bool {
+    let block = if zamba2 { BLOCK2 } else { BLOCK };
+    let stored = |i: usize| checkpoint.get(&format!("model.layers.{i}.{block}.self_attn.o_proj.weight"));
+    hybrid.iter().enumerate().any(|(k, &layer)| {
+        let first = hybrid.get(k % blocks.max(1)).and_then(|&first| stored(first));
+        first.zip(stored(layer)).is_some_and(|(first, own)| !checkpoint.same(first, own))
+    })
 }
 
 fn common(hybrid: &[usize]) -> Names {
@@ -59,11 +78,14 @@ fn block(mut names: Names, checkpoint: &Checkpoint, block: &str, layers: &[usize
 }
 
 /// Mamba with heads: maps that are stored head by head, and an input map whose rows alternate.
-pub(super) fn zamba(checkpoint: &Checkpoint, hybrid: &[usize], sizes: &Sizes) -> Names {
-    let mut names = block(common(hybrid), checkpoint, "shared_transf", hybrid, sizes);
-    if let (Some(source), Some(owner)) = (holder(checkpoint, "shared_transf", hybrid), hybrid.first()) {
-        let from = format!("model.layers.{source}.shared_transf.feed_forward");
-        names = names.rename(from, format!("backbone.layers.{owner}.mlp"));
+pub(super) fn zamba(checkpoint: &Checkpoint, hybrid: &[usize], blocks: usize, sizes: &Sizes) -> Names {
+    let mut names = common(hybrid);
+    for first in 0..blocks.min(hybrid.len()) {
+        let layers: Vec<usize> = hybrid.iter().copied().skip(first).step_by(blocks).collect();
+        names = block(names, checkpoint, BLOCK, &layers, sizes);
+        let Some(source) = holder(checkpoint, BLOCK, &layers) else { continue };
+        let from = format!("model.layers.{source}.{BLOCK}.feed_forward");
+        names = names.rename(from, format!("backbone.layers.{}.mlp", hybrid[first]));
     }
     let decoders = hybrid.iter().map(|i| (format!("model.layers.{i}.mamba_decoder.mamba"), i.to_string()));
     for (from, layer) in decoders.chain([("model.layers.*.mamba".to_owned(), "*".to_owned())]) {
@@ -87,7 +109,6 @@ pub(super) fn zamba(checkpoint: &Checkpoint, hybrid: &[usize], sizes: &Sizes) ->
 
 /// Gate and value of the MLP in one map, and adapters below the shared block for each layer that uses it.
 pub(super) fn zamba2(checkpoint: &Checkpoint, hybrid: &[usize], blocks: usize, sizes: &Sizes) -> Names {
-    const BLOCK: &str = "shared_transformer";
     let mamba = |names: Names, i: &usize| {
         names.rename(format!("model.layers.{i}.mamba_decoder.mamba"), format!("backbone.layers.{i}.mixer"))
     };
@@ -100,9 +121,9 @@ pub(super) fn zamba2(checkpoint: &Checkpoint, hybrid: &[usize], blocks: usize, s
         let uses: Vec<(usize, usize)> =
             hybrid.iter().copied().enumerate().skip(first).step_by(blocks).collect();
         let layers: Vec<usize> = uses.iter().map(|(_, layer)| *layer).collect();
-        names = block(names, checkpoint, BLOCK, &layers, sizes);
-        let Some(source) = holder(checkpoint, BLOCK, &layers) else { continue };
-        let from = format!("model.layers.{source}.{BLOCK}");
+        names = block(names, checkpoint, BLOCK2, &layers, sizes);
+        let Some(source) = holder(checkpoint, BLOCK2, &layers) else { continue };
+        let from = format!("model.layers.{source}.{BLOCK2}");
         let mlp = format!("backbone.layers.{}.mlp", hybrid[first]);
         names = names
             .join(format!("{mlp}.fc1"), swapped(&format!("{from}.feed_forward.gate_up_proj")))
