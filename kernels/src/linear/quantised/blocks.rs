@@ -264,7 +264,7 @@ unsafe impl Block for Q5_1 {
 /// Scales and offsets of eight groups, six bits each: those of the first four groups in the low bits of a byte each, those
 /// of the others in nibbles and the bits left over.
 #[inline(always)]
-fn scales_and_offsets(packed: &[u8; 12]) -> ([u8; 8], [u8; 8]) {
+pub(super) fn scales_and_offsets(packed: &[u8; 12]) -> ([u8; 8], [u8; 8]) {
     let word = |i: usize| u32::from_le_bytes([packed[i], packed[i + 1], packed[i + 2], packed[i + 3]]);
     let (scales, offsets, high) = (word(0), word(4), word(8));
     let six = |low: u32| low & 0x3f3f_3f3f;
@@ -355,7 +355,7 @@ unsafe impl Block for Q5K {
 #[derive(Debug, Clone, Copy)]
 #[repr(C)]
 pub(super) struct Q6K {
-    pub(super) low: [[u8; 64]; 2],
+    pub(super) low: [[[u8; 32]; 2]; 2],
     pub(super) high: [[u8; 32]; 2],
     pub(super) scales: [i8; 16],
     pub(super) d: [u8; 2],
@@ -381,8 +381,7 @@ unsafe impl Block for Q6K {
             for k in 0..4 {
                 let at = 8 * part + 2 * k;
                 let of = |i: usize| {
-                    let bits =
-                        (low[32 * (k % 2) + i] >> (4 * (k / 2))) & 15 | ((high[i] >> (2 * k)) & 3) << 4;
+                    let bits = (low[k % 2][i] >> (4 * (k / 2))) & 15 | ((high[i] >> (2 * k)) & 3) << 4;
                     (i32::from(bits) - 32) as f32
                 };
                 visitor.halves(4 * part + k, [scales[at], scales[at + 1]], of, |i| of(HALF + i));

@@ -151,7 +151,7 @@ fn unpack_run<B: Block>(w: &Quantised, first: usize, to: &mut [f32]) {
 
 /// Few rows of x against all weights.
 pub(super) struct Sweep<'a, B> {
-    /// Row by row, as many numbers as a weight row has.
+    /// Row by row, as many numbers as a weight row has, in the order of the instructions.
     pub(super) x: &'a [f32],
     /// The sums of its groups.
     pub(super) sums: &'a [f32],
@@ -173,6 +173,8 @@ fn few<B: Kernel>(x: Rows<f32>, w: &Quantised, bias: Option<&[f32]>, y: &mut [f3
         _ => (0..x.rows).flat_map(|i| x.row(i)).copied().collect::<Vec<f32>>().into(),
     };
     let sums = group_sums(dense.as_chunks().0);
+    #[cfg(target_arch = "x86_64")]
+    let dense = super::x86::arranged(dense, set);
     let y = Disjoint::new(y);
     let sweep =
         Sweep { x: &dense, sums: &sums, rows: x.rows, blocks: blocks::<B>(w), per_row, bias, y: &y, outputs };
