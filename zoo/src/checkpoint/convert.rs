@@ -156,6 +156,9 @@ fn cast_all<S: Element, T: Target>(bytes: &[u8], values: &mut [T], change: Chang
 /// Elements of quantised blocks: the blocks become numbers first, all of them where the view jumps.
 fn read_blocks<T: Target>(source: &Source<'_>, values: &mut [T], change: Change) -> Result<()> {
     let Source { file, stored, view } = source;
+    if values.is_empty() {
+        return Ok(());
+    }
     let dtype = stored.dtype;
     let run = view.run() >= values.len();
     let (block, block_bytes) = (dtype.block(), dtype.bytes(dtype.block()).unwrap_or(1));
