@@ -51,6 +51,13 @@ pub(super) fn convert(
 }
 
 fn to<T: Target>(sources: &[Source<'_>], shape: &[usize], device: &Device, plus: f64) -> Result<Converted> {
+    // First: of such a type a file may hold no bytes for as many elements as it likes.
+    let other = |s: &&Source<'_>| {
+        matches!(s.stored.dtype, StoredType::Bool | StoredType::Unknown | StoredType::Other { .. })
+    };
+    if let Some(source) = sources.iter().find(other) {
+        return Err(no_numbers(source));
+    }
     let mut values = T::zeros(sources.iter().map(|s| s.view.elements()).sum());
     semisep_kernels::use_huge_pages(&mut values);
     let mut rest = &mut values[..];
@@ -66,6 +73,13 @@ fn to<T: Target>(sources: &[Source<'_>], shape: &[usize], device: &Device, plus:
         candle_core::utils::with_threadpool(|| values.par_chunks(TASK).map(count).sum())
     };
     Ok(Converted { tensor: Tensor::from_vec(values, shape, device)?, non_finite })
+}
+
+/// The refusal of a type that is no number.
+fn no_numbers(source: &Source<'_>) -> Error {
+    let stored = source.stored;
+    let message = format!("{} has elements of type {}, expected numbers", stored.name, stored.dtype);
+    Error::at(source.file.path(), message).hint("use a checkpoint in bf16, f16 or f32")
 }
 
 fn read<T: Target>(source: &Source<'_>, values: &mut [T], plus: f64) -> Result<()> {
@@ -85,11 +99,7 @@ fn read<T: Target>(source: &Source<'_>, values: &mut [T], plus: f64) -> Result<(
         StoredType::U16 => read_as::<u16, T>(source, values, change),
         StoredType::U8 => read_as::<u8, T>(source, values, change),
         StoredType::Blocks(_) | StoredType::Packed(_) => read_blocks(source, values, change)?,
-        StoredType::Bool | StoredType::Unknown | StoredType::Other { .. } => {
-            let stored = source.stored;
-            let message = format!("{} has elements of type {}, expected numbers", stored.name, stored.dtype);
-            return Err(Error::at(source.file.path(), message).hint("use a checkpoint in bf16, f16 or f32"));
-        }
+        StoredType::Bool | StoredType::Unknown | StoredType::Other { .. } => return Err(no_numbers(source)),
     }
     Ok(())
 }
@@ -146,6 +156,9 @@ fn cast_all<S: Element, T: Target>(bytes: &[u8], values: &mut [T], change: Chang
 /// Elements of quantised blocks: the blocks become numbers first, all of them where the view jumps.
 fn read_blocks<T: Target>(source: &Source<'_>, values: &mut [T], change: Change) -> Result<()> {
     let Source { file, stored, view } = source;
+    if values.is_empty() {
+        return Ok(());
+    }
     let dtype = stored.dtype;
     let run = view.run() >= values.len();
     let (block, block_bytes) = (dtype.block(), dtype.bytes(dtype.block()).unwrap_or(1));

@@ -47,7 +47,7 @@ const LLAMA: &[(&str, &str)] = &[
     ("shared_expert.down_proj", "ffn_down_shexp"),
     ("mlp.gate.", "ffn_gate_inp."),
     ("feed_forward.gate.", "ffn_gate_inp."),
-    ("mlp.", ""),
+    (".mlp.", "."),
     ("feed_forward.", ""),
     ("w1.", "gate_proj."),
     ("w2.", "down_proj."),

@@ -25,7 +25,10 @@ impl Listing {
             let (name, shape) = line.split_once(' ').unwrap();
             (name.to_string(), shape.split(' ').map(|d| d.parse().unwrap()).collect())
         };
-        Self { pairs: pairs.lines().map(pair).collect(), shapes: tensors.lines().map(shape).collect() }
+        Self {
+            pairs: pairs.lines().map(pair).collect(),
+            shapes: tensors.trim_end().lines().map(shape).collect(),
+        }
     }
 
     /// Another value of a key that is there.
@@ -37,7 +40,8 @@ impl Listing {
 
     /// A file with this metadata.
     pub fn file(&self, q8_0: bool) -> Gguf {
-        let mut file = Gguf { q8_0, ..Gguf::default() };
+        let mut file = Gguf::default();
+        file.q8_0 = q8_0;
         for (key, kind, value) in &self.pairs {
             match kind.strip_prefix('[').map(|kind| kind.trim_end_matches(']')) {
                 None if kind == "str" => file.text(key, value),

@@ -90,10 +90,11 @@ impl Numbers {
     }
 }
 
-/// The tensors of a golden folder.
+/// The numbers of a golden folder; old files hold masks as well.
 pub fn numbers(folder: &std::path::Path) -> BTreeMap<String, Numbers> {
     let tensors = read_safetensors(&folder.join("model.safetensors"));
-    tensors.iter().map(|(name, raw)| (name.clone(), Numbers::of(raw))).collect()
+    let numbers = tensors.iter().filter(|(_, raw)| raw.dtype == "F32");
+    numbers.map(|(name, raw)| (name.clone(), Numbers::of(raw))).collect()
 }
 
 /// Parts of the names of matrices that stay in f32.
@@ -148,10 +149,6 @@ impl Gguf {
 
     pub fn id(&mut self, key: &str, value: u32) {
         self.pair(key, 4, &value.to_le_bytes());
-    }
-
-    pub fn flag(&mut self, key: &str, value: bool) {
-        self.pair(key, 7, &[u8::from(value)]);
     }
 
     pub fn texts(&mut self, key: &str, values: &[String]) {
