@@ -69,7 +69,9 @@ impl Names {
         let mut starts = vec![0; parameters.len()];
         for way in &ways {
             let shape = shapes[way.foreign.as_str()].all();
-            let shape = shape.ok_or_else(|| format!("the shape of {} does not follow", way.foreign))?;
+            let (name, of) = parameters[way.parameter];
+            let shape =
+                shape.ok_or_else(|| format!("no shape of {} follows from {name} of {of:?}", way.foreign))?;
             let part = self.part(way, &shape, parameters[way.parameter].1, &mut starts)?;
             let place = *places.entry(&way.foreign).or_insert_with(|| {
                 tensors.push(Foreign { name: way.foreign.clone(), shape, parts: Vec::new() });
@@ -326,6 +328,34 @@ mod tests {
         assert_eq!((found[4].parts[0].start, found[7].parts[0].plus), (8, 1.0));
     }
 
+    /// Stacks have an axis more than what is taken of them, also where another reading has the same number of elements.
+    #[test]
+    fn stacks_and_axes_of_one() {
+        let (experts, hidden) = (2, 3);
+        let mut names = Names::new().ones("m.mix", 2).rename("m.mix", "mix");
+        for e in 0..experts {
+            let rows = |start| {
+                Piece::of("m.stack")
+                    .split(0, &[experts])
+                    .take(0, e, 1)
+                    .split(1, &[2, hidden])
+                    .take(1, start, 1)
+            };
+            names = names.join(format!("experts.{e}"), [rows(1), rows(0)]);
+        }
+        for d in [4, 2 * hidden] {
+            let shape = [2 * hidden, d];
+            let parameters: [(&str, &[usize]); 3] =
+                [("experts.0.weight", &shape), ("experts.1.weight", &shape), ("mix", &[5])];
+            let found = backward(&names, &parameters).unwrap();
+            assert_eq!(
+                (&found[0].name[..], &found[0].shape[..]),
+                ("m.stack.weight", &[experts, 2 * hidden, d][..])
+            );
+            assert_eq!((&found[1].name[..], &found[1].shape[..]), ("m.mix", &[1, 1, 5][..]));
+        }
+    }
+
     #[test]
     fn what_has_no_place() {
         let names = Names::new()
@@ -337,6 +367,6 @@ mod tests {
         let message = backward(&names, &[("layers.half.weight", &[3])]).unwrap_err();
         assert_eq!(message, "3 of the 6 elements of b.weight are given");
         let message = backward(&names, &[("layers.half.weight", &[4])]).unwrap_err();
-        assert_eq!(message, "3 of the 4 elements of layers.half.weight have a place there");
+        assert_eq!(message, "no shape of b.weight follows from layers.half.weight of [4]");
     }
 }
