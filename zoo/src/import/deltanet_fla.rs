@@ -49,6 +49,7 @@ fn plain(folder: &Folder<'_>) -> DeltaNetConfig {
 
 fn gated(folder: &Folder<'_>) -> GatedDeltaNetConfig {
     let config = &folder.config;
+    named(config, "output_gate_activation", &[("swish", ()), ("silu", ())]);
     GatedDeltaNetConfig {
         num_heads: config.size_or("num_heads", 6),
         num_v_heads: config.size_from("num_v_heads", 1),

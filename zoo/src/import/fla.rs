@@ -23,6 +23,12 @@ pub(super) fn import(
     if config.get("attn").is_some() {
         config.problem("attn", "expected no attention layers among the others (not supported), found some");
     }
+    if config.get("attnres_block_size").is_some() {
+        config.problem(
+            "attnres_block_size",
+            "expected null (attention over layers is not supported), found one",
+        );
+    }
     let mlp: Arc<dyn MixerConfig> = Arc::new(mlp(config, d_model, hidden_ratio));
     if config.ok() {
         config.issues(mixer.check(d_model));
