@@ -132,7 +132,6 @@ fn mamba2(c: Mamba2Config, d: usize) -> Mamba2Config {
         d_ssm: Some(c.d_ssm(d)),
         expand: default.expand,
         out_bias: Some(c.out_bias.unwrap_or(c.bias)),
-        norm_groups: Some(c.norm_groups.unwrap_or(c.ngroups)),
         dt_min: default.dt_min,
         dt_max: default.dt_max,
         a_init_range: default.a_init_range,
@@ -143,7 +142,6 @@ fn mamba2(c: Mamba2Config, d: usize) -> Mamba2Config {
     }
     Mamba2Config {
         norm_before_gate: default.norm_before_gate,
-        norm_groups: None,
         norm_eps: default.norm_eps,
         ..normed
     }

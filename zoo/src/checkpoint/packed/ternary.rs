@@ -5,7 +5,7 @@ use super::half_at;
 /// The digit of this place of a byte that holds five of base three, the highest first, as a fraction of 256.
 fn digit(byte: u8, place: usize) -> f32 {
     let rest = byte.wrapping_mul([1, 3, 9, 27, 81][place]);
-    f32::from((u16::from(rest) * 3 >> 8) as i8 - 1)
+    f32::from(((u16::from(rest) * 3) >> 8) as i8 - 1)
 }
 
 /// 32 bytes of five digits each, 16 of five, 4 of four: in each group the first digits of all bytes, then the second.
