@@ -140,11 +140,7 @@ fn mamba2(c: Mamba2Config, d: usize) -> Mamba2Config {
     if normed.rmsnorm {
         return normed;
     }
-    Mamba2Config {
-        norm_before_gate: default.norm_before_gate,
-        norm_eps: default.norm_eps,
-        ..normed
-    }
+    Mamba2Config { norm_before_gate: default.norm_before_gate, norm_eps: default.norm_eps, ..normed }
 }
 
 fn gated_deltanet(c: GatedDeltaNetConfig) -> GatedDeltaNetConfig {

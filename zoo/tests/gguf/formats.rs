@@ -34,7 +34,7 @@ fn blocks_are_the_numbers_that_ggml_makes_of_them() {
 #[test]
 fn models_in_formats_that_nothing_multiplies_by() {
     let mut file = gguf("granitemoehybrid", false);
-    file.to_iq4_nl();
+    file.pack_iq4_nl();
     let (_dir, path) = written(&file);
     let loaded = load(&path, &LoadOptions::default()).unwrap();
     let held = |format| {

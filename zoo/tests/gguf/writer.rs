@@ -200,7 +200,7 @@ impl Gguf {
     }
 
     /// Matrices in `iq4_nl`, each number by the nearest step, but for those that llama.cpp leaves alone.
-    pub fn to_iq4_nl(&mut self) {
+    pub fn pack_iq4_nl(&mut self) {
         const STEPS: [f32; 16] = [
             -127.0, -104.0, -83.0, -65.0, -49.0, -35.0, -22.0, -10.0, 1.0, 13.0, 25.0, 38.0, 53.0, 69.0,
             89.0, 113.0,
