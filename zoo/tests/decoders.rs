@@ -179,7 +179,7 @@ fn values_that_are_wrong() {
         ("qwen2", "use_mrope", json!(true), "use_mrope: expected false"),
         ("qwen3", "head_dim", json!(1e18), "head_dim: expected a whole number"),
         ("qwen3", "layer_types", json!(["full_attention"]), "layer_types: expected a kind for each of 3"),
-        ("qwen3_moe", "use_sliding_window", json!(true), "use_sliding_window: expected false"),
+        ("qwen3_moe", "use_sliding_window", json!("yes"), "use_sliding_window: expected true or false"),
         ("qwen3_moe", "decoder_sparse_step", json!(0), "decoder_sparse_step: expected a whole number"),
         ("gpt_neox", "rotary_pct", json!(2), "rotary_pct: expected a number in (0, 1]"),
         ("gpt_neox", "use_parallel_residual", json!("yes"), "use_parallel_residual: expected true or false"),

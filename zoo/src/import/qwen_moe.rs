@@ -35,10 +35,11 @@ pub(super) const QWEN3_NEXT: Importer = Importer {
 fn qwen3_moe(folder: &Folder<'_>) -> Result<Import> {
     let (config, decoder) = (&folder.config, Decoder::new(folder));
     config.ignore(&["max_window_layers"]);
+    let windowed = config.flag_or("use_sliding_window", false);
     // All layers, unlike Qwen2's and Qwen3's.
     let window =
         config.size_from("sliding_window", 1).or((!config.is_null("sliding_window")).then_some(4096));
-    let window = window.filter(|_| config.flag_or("use_sliding_window", false));
+    let window = window.filter(|_| windowed);
     let eps = config.number("rms_norm_eps").unwrap_or(1e-6);
     let bias = config.flag_or("attention_bias", false);
     let attention = decoder.checked(AttentionConfig {

@@ -207,6 +207,7 @@ fn nemotron_experts(c: &MoeConfig) -> Value {
         "moe_intermediate_size": c.d_intermediate,
         "n_shared_experts": usize::from(c.shared_d_intermediate.is_some()),
         "moe_shared_expert_intermediate_size": c.shared_d_intermediate,
+        "moe_latent_size": c.latent_size,
         "norm_topk_prob": c.norm_topk_prob,
         "n_group": c.n_group,
         "topk_group": c.topk_group,
