@@ -5,7 +5,7 @@ mod common;
 
 use common::{GOLDEN, golden, semisep, stderr, stdout};
 
-/// Models whose configuration does not tell all sizes, or speaks of biases that their reference knows nothing of.
+/// Models whose configuration alone does not tell all: sizes, or biases that it announces and the file lacks.
 const TENSORS_TELL: [&str; 2] = ["rwkv6-hf", "nemotron_h-latent"];
 
 #[test]

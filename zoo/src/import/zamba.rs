@@ -81,9 +81,13 @@ fn import(folder: &Folder<'_>, family: Family) -> Result<Import> {
     }
     let blocks = if family == Family::Zamba2 { config.size_or("num_mem_blocks", 1) } else { 1 };
     let hybrid: Vec<usize> = (0..n_layer).filter(|&i| kinds.get(i) == Some(&Kind::Hybrid)).collect();
-    let apart = names::apart(folder.checkpoint, family == Family::Zamba2, &hybrid, blocks);
+    // The reference ties blocks by the switch that ties the embedding; a file tells what was done.
+    let apart = match folder.checkpoint.is_empty() {
+        true => config.flag("tie_word_embeddings") == Some(false),
+        false => names::apart(folder.checkpoint, family == Family::Zamba2, &hybrid, blocks),
+    };
     if apart {
-        notes.push("the layers' transformer blocks differ: each has its own".into());
+        notes.push("the layers' transformer blocks are not shared: each has its own".into());
     }
     let blocks = if apart { hybrid.len() } else { blocks };
     let (tie_embeddings, note) = folder.tied(config.flag("tie_word_embeddings"), true, EMBEDDING);

@@ -15,7 +15,11 @@ pub(super) const QWEN3_MOE: Dialect = Dialect::new(
     "qwen3_moe",
     Some(("qwen3_moe", "Qwen3MoeForCausalLM")),
     &["attention + moe", "attention + mlp"],
-    |model| qwen(model, 1.0),
+    |model| {
+        let window = model.windows().into_iter().flatten().next();
+        let windows = json!({ "use_sliding_window": window.is_some(), "sliding_window": window });
+        Ok(all([qwen(model, 1.0)?, windows]))
+    },
 );
 
 pub(super) const QWEN3_NEXT: Dialect = Dialect::new(
