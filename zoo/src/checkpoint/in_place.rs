@@ -63,12 +63,12 @@ fn holds(wide: DType, narrow: DType) -> bool {
 /// NaN and infinite values among little-endian floats, on all threads.
 fn count_non_finite(dtype: DType, bytes: &[u8]) -> usize {
     // Without the sign, a value is finite if its bits are a smaller number than those of infinity. The largest is found many
-    // at a time; only where it is too large are they counted.
+    // at a time, as signed numbers, for which every processor has an instruction; only where it is too large are they counted.
     let count = |bytes: &[u8]| match dtype {
-        DType::F64 => above(bytes, |b| u64::from_le_bytes(b) & (u64::MAX >> 1), f64::INFINITY.to_bits()),
-        DType::F16 => above(bytes, |b| u16::from_le_bytes(b) & (u16::MAX >> 1), f16::INFINITY.to_bits()),
-        DType::BF16 => above(bytes, |b| u16::from_le_bytes(b) & (u16::MAX >> 1), bf16::INFINITY.to_bits()),
-        _ => above(bytes, |b| u32::from_le_bytes(b) & (u32::MAX >> 1), f32::INFINITY.to_bits()),
+        DType::F64 => above(bytes, |b| i64::from_le_bytes(b) & i64::MAX, f64::INFINITY.to_bits() as i64),
+        DType::F16 => above(bytes, |b| i16::from_le_bytes(b) & i16::MAX, f16::INFINITY.to_bits() as i16),
+        DType::BF16 => above(bytes, |b| i16::from_le_bytes(b) & i16::MAX, bf16::INFINITY.to_bits() as i16),
+        _ => above(bytes, |b| i32::from_le_bytes(b) & i32::MAX, f32::INFINITY.to_bits() as i32),
     };
     if bytes.len() <= TASK {
         return count(bytes);
@@ -76,11 +76,15 @@ fn count_non_finite(dtype: DType, bytes: &[u8]) -> usize {
     candle_core::utils::with_threadpool(|| bytes.par_chunks(TASK).map(count).sum())
 }
 
-fn above<const N: usize, B: Ord + Copy>(bytes: &[u8], magnitude: impl Fn([u8; N]) -> B, limit: B) -> usize {
+fn above<const N: usize, B: Ord + Copy + Default>(
+    bytes: &[u8],
+    magnitude: impl Fn([u8; N]) -> B,
+    limit: B,
+) -> usize {
     let magnitudes = bytes.as_chunks::<N>().0.iter().map(|&element| magnitude(element));
-    match magnitudes.clone().max() {
-        Some(largest) if largest >= limit => magnitudes.filter(|&m| m >= limit).count(),
-        _ => 0,
+    match magnitudes.clone().fold(B::default(), Ord::max) {
+        largest if largest < limit => 0,
+        _ => magnitudes.filter(|&m| m >= limit).count(),
     }
 }
 
