@@ -16,6 +16,10 @@ for round in 1 2 3; do
     cat "$folder"/*.safetensors > /dev/null
     end=$(date +%s.%N)
     read_s=$(echo "$end - $start" | bc)
-    out=$(/usr/bin/time -f "%e %M" "$semisep" generate "$folder" --dtype bf16 -p a -n 1 2>&1 > /dev/null | tail -1)
-    echo "$out $read_s $bytes" | awk '{ printf "read %.2f s; to the first token %.2f s (%.2f times); peak %.2f GB (%.2f of the weights)\n", $3, $1, $1 / $3, $2 * 1024 / 1e9, $2 * 1024 / $4 }'
+    start=$(date +%s.%N)
+    # The speed is told once the token is there; memory by `time` when all has ended.
+    out=$(/usr/bin/time -f "%e %M" "$semisep" generate "$folder" --dtype bf16 -p a -n 1 2>&1 > /dev/null | while read -r line; do
+        case $line in *"first token"*) echo "$(date +%s.%N) - $start" | bc ;; *) echo "$line" ;; esac
+    done | tail -2 | tr '\n' ' ')
+    echo "$out $read_s $bytes" | awk '{ printf "read %.2f s; to the first token %.2f s (%.2f times), to the end %.2f s; peak %.2f GB (%.2f of the weights)\n", $4, $1, $1 / $4, $2, $3 * 1024 / 1e9, $3 * 1024 / $5 }'
 done

@@ -2,15 +2,14 @@
 
 use candle_core::DType;
 use half::{bf16, f16};
-use rayon::prelude::*;
 use semisep_kernels::{InPlace, Run};
 
 use super::{Checkpoint, Stored, View, lying};
 
 /// Most runs of rows of one matrix: with more, as where heads are interleaved, a copy multiplies faster.
 const MAX_RUNS: usize = 8;
-/// Bytes that a task looks through.
-const TASK: usize = 1 << 20;
+/// Bytes that are looked through by one thread; of more, each thread gets its share.
+const ALONE: usize = 1 << 20;
 
 /// A matrix in place.
 pub struct Found {
@@ -70,10 +69,17 @@ fn count_non_finite(dtype: DType, bytes: &[u8]) -> usize {
         DType::BF16 => above(bytes, |b| i16::from_le_bytes(b) & i16::MAX, bf16::INFINITY.to_bits() as i16),
         _ => above(bytes, |b| i32::from_le_bytes(b) & i32::MAX, f32::INFINITY.to_bits() as i32),
     };
-    if bytes.len() <= TASK {
-        return count(bytes);
-    }
-    candle_core::utils::with_threadpool(|| bytes.par_chunks(TASK).map(count).sum())
+    let threads = candle_core::utils::get_num_threads().max(1);
+    let share = bytes.len().div_ceil(threads).next_multiple_of(ALONE);
+    let (mine, others) = bytes.split_at(share.min(bytes.len()));
+    // Threads of its own, as all of them have the same to do: a pool's wake up one after the other.
+    std::thread::scope(|scope| {
+        let others: Vec<_> =
+            others.chunks(share.max(1)).map(|part| scope.spawn(move || count(part))).collect();
+        let found =
+            others.into_iter().map(|other| other.join().unwrap_or_else(|e| std::panic::resume_unwind(e)));
+        count(mine) + found.sum::<usize>()
+    })
 }
 
 fn above<const N: usize, B: Ord + Copy + Default>(
