@@ -3,32 +3,16 @@
 
 mod common;
 
-use std::collections::BTreeMap;
 use std::path::Path;
 
-use candle_core::DType;
-use common::{Raw, Tensors, copy, edit_config, edit_tensors, stderr, stdout, verify};
-use semisep_core::VarBuilder;
-use semisep_models::LanguageModel;
-use semisep_zoo::load::describe;
+use common::{Raw, Tensors, copy, edit_config, edit_tensors, public_configurations, stderr, stdout, verify};
 use serde_json::{Value, json};
 
-/// Each is understood without its weights and without a note, and has as many parameters as the reference's model.
+/// Each is understood without a note.
 #[test]
 fn configurations_of_public_checkpoints() {
-    #[derive(serde::Deserialize)]
-    struct Public {
-        parameters: u64,
-        config: Value,
-    }
-    let all: BTreeMap<String, Public> = serde_json::from_str(include_str!("decoders.json")).unwrap();
-    for (name, public) in all {
-        let dir = tempfile::tempdir().unwrap();
-        std::fs::write(dir.path().join("config.json"), public.config.to_string()).unwrap();
-        let (architecture, notes) = describe(dir.path()).unwrap();
+    for (name, notes) in public_configurations(include_str!("decoders.json")) {
         assert!(notes.is_empty(), "{name}: {notes:?}");
-        let model = LanguageModel::new(&architecture, &VarBuilder::shapes(DType::BF16)).unwrap();
-        assert_eq!(model.cost(1, 1).parameters, public.parameters, "{name}");
     }
 }
 

@@ -109,7 +109,8 @@ pub trait Source: Send + Sync {
     fn get(&self, parameter: &ParameterGroup, dtype: DType, device: &Device) -> Result<Tensor>;
 
     /// The matrix of this parameter, (outputs, inputs), which layers multiply by and do nothing else with: in blocks of
-    /// `format`, which fits its rows, or else in `dtype` (in place, perhaps in a narrower one that rounds nothing). A source of variables or of bare shapes gives a tensor.
+    /// `format`, which fits its rows, or else in `dtype` (in place, perhaps in a narrower one that rounds nothing). A source of
+    /// variables or of bare shapes gives a tensor.
     ///
     /// # Errors
     /// If it is missing or has another shape.

@@ -7,6 +7,10 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
+use candle_core::DType;
+use semisep_core::VarBuilder;
+use semisep_models::LanguageModel;
+use semisep_zoo::load::describe;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use zip::write::SimpleFileOptions;
@@ -214,6 +218,21 @@ fn int(pickle: &mut Vec<u8>, n: usize) {
 fn transposed(bytes: &[u8], rows: usize, columns: usize, width: usize) -> Vec<u8> {
     let element = |r: usize, c: usize| &bytes[(r * columns + c) * width..][..width];
     (0..columns).flat_map(|c| (0..rows).flat_map(move |r| element(r, c).iter().copied())).collect()
+}
+
+/// Public configurations, a JSON object of `{"parameters", "config"}` by names: each is understood without its weights, and
+/// has as many parameters as the reference's model. Gives what its importer noted, by names.
+pub fn public_configurations(all: &str) -> BTreeMap<String, Vec<String>> {
+    let all: BTreeMap<String, Value> = serde_json::from_str(all).unwrap();
+    let notes = all.into_iter().map(|(name, public)| {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("config.json"), public["config"].to_string()).unwrap();
+        let (architecture, notes) = describe(dir.path()).unwrap();
+        let model = LanguageModel::new(&architecture, &VarBuilder::shapes(DType::BF16)).unwrap();
+        assert_eq!(Some(model.cost(1, 1).parameters), public["parameters"].as_u64(), "{name}");
+        (name, notes)
+    });
+    notes.collect()
 }
 
 /// Changes the configuration of a folder.
