@@ -9,7 +9,7 @@
 use std::time::Instant;
 
 use candle_core::{DType, Device, Result, Tensor};
-use semisep_kernels::{BlockFormat, Matrix, Quantised, machine};
+use semisep_kernels::{Activations, BlockFormat, Matrix, Quantised, machine};
 
 fn main() -> Result<()> {
     let dense = |dtype: DType| move |w: Tensor| Ok(Matrix::Dense(w.to_dtype(dtype)?));
@@ -17,11 +17,15 @@ fn main() -> Result<()> {
         Token::new(dense(dtype))?.report(dtype.as_str())?;
     }
     for format in BlockFormat::ALL {
-        let quantised = move |w: Tensor| match format.for_columns(w.dim(1)?) {
-            Some(format) => Ok(Matrix::Quantised(Quantised::quantise(&w, format)?)),
-            None => Ok(Matrix::Dense(w.to_dtype(DType::F16)?)),
-        };
-        Token::new(quantised)?.report(format.name())?;
+        for activations in [Activations::Rounded, Activations::Exact] {
+            let quantised = move |w: Tensor| match format.for_columns(w.dim(1)?) {
+                Some(format) => {
+                    Ok(Matrix::Quantised(Quantised::quantise(&w, format)?.with_activations(activations)))
+                }
+                None => Ok(Matrix::Dense(w.to_dtype(DType::F16)?)),
+            };
+            Token::new(quantised)?.report(&format!("{format} ({activations:?} activations)"))?;
+        }
     }
     let peak = machine::gemm_rate();
     println!("matrix product 2048 x 2048 x 2048: {:.1} GFLOP/s", peak / 1e9);

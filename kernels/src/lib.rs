@@ -62,7 +62,7 @@ pub use diagonal_scan::{DiagonalScan, diagonal_scan, diagonal_state_update};
 pub use dplr_kernel::{DplrKernel, dplr_kernel};
 pub use gate::{Activation, activation, gated_activation};
 pub use host::{set_threads, state_dtype};
-pub use linear::{BlockFormat, InPlace, Matrix, Memory, Quantised, Run, linear};
+pub use linear::{Activations, BlockFormat, InPlace, Matrix, Memory, Quantised, Run, linear};
 pub use long_conv::{ConvMethod, LongConv, long_conv};
 pub use max_plus::{MaxPlusScan, Stabilized, max_plus_scan};
 pub use memory::{keep_freed_memory, return_freed_memory, use_huge_pages};

@@ -4,11 +4,12 @@
 mod common;
 
 use std::borrow::Cow;
+use std::sync::Arc;
 
 use candle_core::quantized::{QStorage, QTensor};
 use candle_core::{D, DType, Device, Result, Tensor, Var};
 use common::{assert_close, random};
-use semisep_kernels::{BlockFormat, Matrix, Quantised, linear, naive};
+use semisep_kernels::{Activations, BlockFormat, Matrix, Memory, Quantised, linear, naive};
 
 /// A matrix of blocks with every bit pattern but for scales, which stay small numbers.
 fn any_blocks(format: BlockFormat, rows: usize, columns: usize) -> Quantised {
@@ -29,7 +30,19 @@ fn any_blocks(format: BlockFormat, rows: usize, columns: usize) -> Quantised {
             block[at + 1] &= 0b1011_1111;
         }
     }
-    Quantised::new(format, (rows, columns), bytes).unwrap()
+    Quantised::new(format, (rows, columns), bytes).unwrap().with_activations(Activations::Exact)
+}
+
+/// Rows with each group of 32 rounded to a multiple of a 127th of its largest size, in f64.
+fn rounded(x: &Tensor) -> Tensor {
+    let mut numbers = x.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+    for group in numbers.chunks_exact_mut(32) {
+        let largest = group.iter().fold(0.0, |largest: f32, x| largest.max(x.abs()));
+        if largest > 0.0 {
+            group.iter_mut().for_each(|x| *x = (*x * (127.0 / largest)).round_ties_even() * (largest / 127.0));
+        }
+    }
+    Tensor::from_vec(numbers, x.dims(), &Device::Cpu).unwrap().to_dtype(DType::F64).unwrap()
 }
 
 /// What candle reads in the same bytes.
@@ -103,6 +116,53 @@ fn equals_the_dense_map_of_its_numbers() -> Result<()> {
     Ok(())
 }
 
+/// The same map of rounded activations, whatever the number of rows and the instructions; groups of zeros among them.
+#[test]
+fn rounds_activations_to_eight_bits() -> Result<()> {
+    for format in BlockFormat::ALL {
+        for (rows, columns, outputs) in [(1, 256, 1), (1, 768, 1501), (2, 512, 33), (7, 768, 70), (67, 512, 45)] {
+            let w = any_blocks(format, outputs, columns).with_activations(Activations::Rounded);
+            let zeros = Tensor::zeros((rows, 64), DType::F32, &Device::Cpu)?;
+            let x = random(2, &[rows, columns - 64], DType::F32);
+            let x = Tensor::cat(&[x.narrow(1, 0, 64)?, zeros, x.narrow(1, 64, columns - 128)?], 1)?;
+            let bias = random(3, &[outputs], DType::F32);
+            let want = naive::linear(&rounded(&x), &w.dequantise(DType::F64)?, Some(&bias))?;
+            let what = format!("{format}, {rows} rows, {columns} -> {outputs}");
+            assert_close(&what, &w.apply(&x, Some(&bias))?, &want, 1e-6);
+            for (set, got) in w.apply_in_every_way(&x, Some(&bias))? {
+                assert_close(&format!("{what} {set}"), &got, &want, 1e-6);
+            }
+            if outputs > 1 {
+                // As near to the exact map as eight bits are to x; a single sum may be near zero.
+                let exact = w.clone().with_activations(Activations::Exact).apply(&x, Some(&bias))?;
+                assert_close(&format!("{what} exact"), &w.apply(&x, Some(&bias))?, &exact, 1e-2);
+            }
+            let double = x.to_dtype(DType::F64)?;
+            let want = naive::linear(&double, &w.dequantise(DType::F64)?, None)?;
+            assert_close(&format!("{what} f64"), &w.apply(&double, None)?, &want, 1e-11);
+        }
+    }
+    Ok(())
+}
+
+/// What is no number stays none, in every row that it is in and in no other.
+#[test]
+fn no_number_is_rounded_to_one() -> Result<()> {
+    for format in BlockFormat::ALL {
+        let w = any_blocks(format, 3, 512).with_activations(Activations::Rounded);
+        for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+            let mut x = random(4, &[2, 512], DType::F32).flatten_all()?.to_vec1::<f32>()?;
+            x[300] = bad;
+            for (set, y) in w.apply_in_every_way(&Tensor::from_vec(x, (2, 512), &Device::Cpu)?, None)? {
+                let y = y.to_vec2::<f32>()?;
+                assert!(y[0].iter().all(|y| !y.is_finite()), "{format} {set} {bad}: {y:?}");
+                assert!(y[1].iter().all(|y| y.is_finite()), "{format} {set} {bad}: {y:?}");
+            }
+        }
+    }
+    Ok(())
+}
+
 /// Rows apart from each other, as parts of a projection are; leading dimensions of any number.
 #[test]
 fn strided_inputs() -> Result<()> {
@@ -119,6 +179,49 @@ fn strided_inputs() -> Result<()> {
         assert_close("slice", &w.apply(&x, None)?, &want, 1e-6);
     }
     Ok(())
+}
+
+/// Blocks in memory that others share are read where they lie.
+#[test]
+fn blocks_in_place() -> Result<()> {
+    for format in BlockFormat::ALL {
+        let w = any_blocks(format, 12, 512);
+        let row = w.bytes().len() / 12;
+        let memory: Memory = Arc::new([&[0xff; 7], w.bytes(), &[0xff; 9]].concat());
+        let inside = Quantised::in_place(format, (9, 512), memory.clone(), 7 + 2 * row)?;
+        assert_eq!(inside.bytes(), &w.bytes()[2 * row..11 * row]);
+        let x = random(6, &[2, 512], DType::F64);
+        assert_close("in place", &inside.apply(&x, None)?, &w.narrow(2, 9)?.apply(&x, None)?, 0.0);
+        for (rows, start) in [(13, 7), (12, 17), (1, usize::MAX), (usize::MAX, 0)] {
+            let error = Quantised::in_place(format, (rows, 512), memory.clone(), start).unwrap_err().to_string();
+            assert!(error.starts_with(&format!("a matrix ({rows}, 512) in {format} takes ")), "{error}");
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn scales_that_are_no_numbers_are_counted() {
+    for (format, halves) in [
+        (BlockFormat::Q4_0, &[0][..]),
+        (BlockFormat::Q4_1, &[0, 2]),
+        (BlockFormat::Q5_0, &[0]),
+        (BlockFormat::Q5_1, &[0, 2]),
+        (BlockFormat::Q8_0, &[0]),
+        (BlockFormat::Q4K, &[0, 2]),
+        (BlockFormat::Q5K, &[0, 2]),
+        (BlockFormat::Q6K, &[208]),
+    ] {
+        let w = any_blocks(format, 300, 2048);
+        assert_eq!(w.non_finite(), 0, "{format}");
+        let mut bytes = w.bytes().to_vec();
+        let blocks = bytes.len() / format.bytes();
+        for (number, bits) in [(0, [0x00, 0x7c]), (blocks / 2, [0x01, 0xfe]), (blocks - 1, [0x00, 0xfc])] {
+            let at = number * format.bytes() + halves[number % halves.len()];
+            bytes[at..at + 2].copy_from_slice(&bits);
+        }
+        assert_eq!(Quantised::new(format, (300, 2048), bytes).unwrap().non_finite(), 3, "{format}");
+    }
 }
 
 #[test]

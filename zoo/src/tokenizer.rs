@@ -1,7 +1,10 @@
-//! Text to tokens and back: `tokenizer.json`, the vocabulary in a GGUF file, or bytes.
+//! Text to tokens and back: `tokenizer.json`, RWKV's vocabulary file, the characters of HyenaDNA, the vocabulary in a GGUF
+//! file, or bytes.
 
+mod characters;
 mod cut;
 mod gguf;
+mod literal;
 mod world;
 
 use std::fmt;
@@ -10,42 +13,38 @@ use std::path::Path;
 
 use semisep_models::normal::ModelConfig;
 use serde::de::IgnoredAny;
+use serde_json::{Map, Value};
 
 use crate::checkpoint;
-use crate::files::read_text;
+use crate::files::{inside, read_text};
 use crate::import::Fields;
 use crate::{Error, Result};
 pub use world::World;
 
 /// A tokenizer.
 pub enum Tokenizer {
-    /// From `tokenizer.json`.
+    /// From `tokenizer.json`, or what could stand there.
     Trained(Box<tokenizers::Tokenizer>),
-    /// RWKV's vocabulary, from a GGUF file.
+    /// RWKV's vocabulary.
     World(Box<World>),
     /// Ids 0 to 255 are bytes; other ids are no text.
     Bytes,
 }
 
+/// Names of the file that says everything: as usual, and of GPT-NeoX's in RWKV-4's folders.
+const COMPLETE: [&str; 2] = ["tokenizer.json", "20B_tokenizer.json"];
+
+/// RWKV's vocabulary file has its date in its name; this is the only one so far.
+const WORLD: &str = "rwkv_vocab_v20230424.txt";
+
 impl Tokenizer {
-    /// The tokenizer of a model folder or GGUF file: `tokenizer.json`, for a file that beside it, else that of a GGUF file,
-    /// else bytes.
+    /// The tokenizer of a model folder or GGUF file: `tokenizer.json`, for a file that beside it; a folder's RWKV vocabulary or
+    /// HyenaDNA's characters; that of a GGUF file; else bytes.
     ///
     /// # Errors
-    /// If `tokenizer.json` is damaged, or there is none and the vocabulary has no room for bytes.
+    /// If a file is damaged, or there is none and the vocabulary has no room for bytes.
     pub fn open(folder: &Path, model: &ModelConfig) -> Result<Self> {
-        let path = if folder.is_dir() { folder } else { folder.parent().unwrap_or(Path::new("")) };
-        let path = path.join("tokenizer.json");
-        if path.exists() {
-            let text = read_text(&path)?;
-            let damaged = |e: &dyn fmt::Display| Error::at(&path, format!("expected a tokenizer: {e}"));
-            let _: IgnoredAny = serde_json::from_str(&text).map_err(|e| damaged(&e))?;
-            let parsed = guarded(|| text.parse().map_err(|e: tokenizers::Error| damaged(&e)));
-            return Ok(Self::Trained(Box::new(parsed.map_err(|e| e.in_file(&path))?)));
-        }
-        if let Some((path, metadata)) = checkpoint::gguf_metadata(folder)?
-            && let Some(tokenizer) = gguf::tokenizer(&path, &metadata)?
-        {
+        if let Some(tokenizer) = Self::found(folder)? {
             return Ok(tokenizer);
         }
         if model.vocab_size < 256 {
@@ -56,6 +55,48 @@ impl Tokenizer {
             return Err(Error::at(folder, message).hint("copy the model's tokenizer.json into the folder"));
         }
         Ok(Self::Bytes)
+    }
+
+    /// As [`Tokenizer::open`], `None` where there is none.
+    pub(crate) fn found(folder: &Path) -> Result<Option<Self>> {
+        let beside = if folder.is_dir() { folder } else { folder.parent().unwrap_or(Path::new("")) };
+        for path in COMPLETE.map(|name| beside.join(name)) {
+            if path.exists() {
+                let text = read_text(&path)?;
+                let damaged = |e: &dyn fmt::Display| Error::at(&path, format!("expected a tokenizer: {e}"));
+                let _: IgnoredAny = serde_json::from_str(&text).map_err(|e| damaged(&e))?;
+                let parsed = guarded(|| text.parse().map_err(|e: tokenizers::Error| damaged(&e)));
+                return Ok(Some(Self::Trained(Box::new(parsed.map_err(|e| e.in_file(&path))?))));
+            }
+        }
+        if folder.is_dir() {
+            if folder.join(WORLD).exists() {
+                let path = inside(folder, WORLD)?;
+                let world = World::read(&read_text(&path)?).map_err(|e| e.in_file(&path))?;
+                return Ok(Some(Self::World(Box::new(world))));
+            }
+            if let Some(tokenizer) = characters::tokenizer(folder)? {
+                return Ok(Some(tokenizer));
+            }
+        }
+        match checkpoint::gguf_metadata(folder)? {
+            Some((path, metadata)) => gguf::tokenizer(&path, &metadata),
+            None => Ok(None),
+        }
+    }
+
+    /// The file that gives this tokenizer to a folder, by its name; bytes need none.
+    ///
+    /// # Errors
+    /// If the tokenizer cannot be written down.
+    pub(crate) fn file(&self) -> Result<Option<(&'static str, String)>> {
+        match self {
+            Self::Trained(tokenizer) => {
+                Ok(Some((COMPLETE[0], tokenizer.to_string(false).map_err(failed)?)))
+            }
+            Self::World(world) => Ok(Some((WORLD, world.lines()))),
+            Self::Bytes => Ok(None),
+        }
     }
 
     /// The tokens of a text, with the special tokens that the tokenizer puts around a text.
@@ -195,6 +236,23 @@ pub fn start_token(folder: &Path) -> Result<Option<u32>> {
     Ok(bos.into_iter().chain(stop_tokens(folder)?).next())
 }
 
+/// The ids of start, end and padding that a folder or file names, by their keys in `generation_config.json`.
+pub(crate) fn special_tokens(folder: &Path) -> Result<Map<String, Value>> {
+    let mut named = Map::new();
+    for key in ["bos_token_id", "eos_token_id", "pad_token_id"] {
+        match token_ids(folder, key)?.as_deref() {
+            None => {}
+            Some(&[id]) => {
+                named.insert(key.into(), id.into());
+            }
+            Some(ids) => {
+                named.insert(key.into(), ids.into());
+            }
+        }
+    }
+    Ok(named)
+}
+
 fn token_ids(folder: &Path, key: &str) -> Result<Option<Vec<u32>>> {
     for name in ["generation_config.json", "config.json"] {
         let path = folder.join(name);
@@ -203,9 +261,9 @@ fn token_ids(folder: &Path, key: &str) -> Result<Option<Vec<u32>>> {
         }
         let config = Fields::open(&path)?;
         let Some(value) = config.get(key) else { continue };
-        let id = |v: &serde_json::Value| v.as_u64().and_then(|id| u32::try_from(id).ok());
+        let id = |v: &Value| v.as_u64().and_then(|id| u32::try_from(id).ok());
         let ids = match value {
-            serde_json::Value::Array(ids) => ids.iter().map(id).collect(),
+            Value::Array(ids) => ids.iter().map(id).collect(),
             one => id(one).map(|id| vec![id]),
         };
         return match ids {

@@ -180,7 +180,7 @@ const BLUEPRINTS: &[(&str, &[&str])] = &[
     ("rwkv5", &["rwkv5-hf", "rwkv-pth"]),
     ("rwkv6", &["rwkv6-hf", "rwkv-pth"]),
     ("rwkv7", &["rwkv-pth"]),
-    ("transformer", &["bamba", "llama", "mistral"]),
+    ("transformer", &["bamba", "granitemoehybrid", "llama", "mistral"]),
 ];
 
 #[test]

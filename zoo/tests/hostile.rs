@@ -148,6 +148,24 @@ fn tokenizers() {
     });
 }
 
+/// RWKV's vocabulary, and the configuration by which HyenaDNA's characters are known.
+#[test]
+fn vocabularies_that_are_no_tokenizer_json() {
+    let model = semisep_models::normal::ModelConfig::new(8, 256);
+    let works = |folder: &Path| {
+        let Ok(tokenizer) = Tokenizer::open(folder, &model) else { return false };
+        tokenizer.encode("ab ACGT").and_then(|ids| tokenizer.decode(&ids)).is_ok()
+    };
+    let lines: String = (0..=255u8).map(|b| format!("{} b'\\x{b:02x}' 1\n", u32::from(b) + 1)).collect();
+    let lines = format!("{lines}257 'ab' 2\n258 '\\u20ac\\'' 4\n259 \"\\n it's\" 6\n");
+    let config = r#"{"tokenizer_class": "HyenaDNATokenizer", "characters": ["A", "C", "G", "T", "N"]}"#;
+    for (name, content) in [("rwkv_vocab_v20230424.txt", &lines[..]), ("tokenizer_config.json", config)] {
+        let dir = folder();
+        std::fs::write(dir.path().join(name), content).unwrap();
+        run_file(dir.path(), name, None, 64 << 20, works);
+    }
+}
+
 #[test]
 fn tokens_and_expected_values() {
     let dir = copy("mamba-hf");

@@ -5,14 +5,14 @@ mod common;
 
 use candle_core::DType;
 use common::golden;
-use semisep_core::{BlockFormat, WeightType};
+use semisep_core::{Activations, BlockFormat, WeightType};
 use semisep_zoo::load::{LoadOptions, load};
 use semisep_zoo::verify::Expected;
 
 /// The largest difference from the reference's logits, relative to the largest logit, over all forms.
-fn error(name: &str, quant: BlockFormat) -> f64 {
+fn error(name: &str, quant: BlockFormat, activations: Activations) -> f64 {
     let folder = golden(name);
-    let options = LoadOptions { quant: Some(quant), ..LoadOptions::default() };
+    let options = LoadOptions { quant: Some(quant), activations, ..LoadOptions::default() };
     let loaded = load(&folder, &options).unwrap();
     let blocks = loaded.model.parameter_groups().iter().filter_map(|g| g.held);
     assert!(blocks.into_iter().any(|held| matches!(held, WeightType::Blocks(_))), "{name}: no blocks");
@@ -21,14 +21,18 @@ fn error(name: &str, quant: BlockFormat) -> f64 {
     forms.iter().map(|form| form.relative).fold(0.0, f64::max)
 }
 
-/// Eight bits lose some hundredths of the largest logit (half precision loses a third of that), four bits some sixteen times as much, as their steps
-/// are so much larger: these models are tiny, so that nothing averages out.
+/// Eight bits lose some hundredths of the largest logit (half precision loses a third of that), four bits some sixteen times
+/// as much, as their steps are so much larger: these models are tiny, so that nothing averages out. Activations in eight
+/// bits lose about as much as weights.
 #[test]
 fn errors_stay_in_proportion_to_the_bits() {
     for name in ["mamba-hf", "mamba2-hf", "mamba2attn-mlp-orig", "rwkv6-pth", "rwkv7-pth", "gla-fla"] {
-        let (eight, four) = (error(name, BlockFormat::Q8_0), error(name, BlockFormat::Q4_0));
+        let exact = |format| error(name, format, Activations::Exact);
+        let (eight, four) = (exact(BlockFormat::Q8_0), exact(BlockFormat::Q4_0));
         assert!(eight > 1e-5 && eight < 0.1, "{name}: q8_0 {eight}");
         assert!(four > 2.0 * eight && four < 40.0 * eight, "{name}: q4_0 {four}, q8_0 {eight}");
+        let rounded = error(name, BlockFormat::Q8_0, Activations::Rounded);
+        assert!(rounded != eight && rounded < 3.0 * eight, "{name}: q8_0 {eight}, activations too {rounded}");
     }
 }
 

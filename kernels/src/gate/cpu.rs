@@ -1,7 +1,7 @@
 //! The activations on the CPU: one vectorised pass, shared by threads where it is long.
 
 use super::Activation;
-use super::function::{Erf, Function, Gelu, GeluTanh, Identity, Relu, Relu2, Sigmoid, Silu};
+use super::function::{Erf, Exp, Function, Gelu, GeluTanh, Identity, Relu, Relu2, Sigmoid, Silu};
 use crate::host::{self, Disjoint, Rows};
 use crate::simd::vectorized;
 
@@ -38,6 +38,10 @@ macro_rules! with_function {
             }
             Activation::Relu2 => {
                 type F = Relu2;
+                $body
+            }
+            Activation::Exp => {
+                type F = Exp;
                 $body
             }
         }

@@ -30,6 +30,8 @@ pub enum Activation {
     Relu,
     /// `max(x, 0)²`
     Relu2,
+    /// `exp(x)`
+    Exp,
 }
 
 /// `act(x)`, elementwise, in x's shape and dtype. Differentiable.

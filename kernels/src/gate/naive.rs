@@ -21,6 +21,7 @@ pub fn activation(x: &Tensor, act: Activation) -> Result<Tensor> {
         }
         Activation::Relu => x.relu(),
         Activation::Relu2 => x.relu()?.sqr(),
+        Activation::Exp => x.exp(),
     }
 }
 

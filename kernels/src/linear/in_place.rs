@@ -8,7 +8,6 @@ use half::{bf16, f16};
 
 use super::cpu;
 use super::stored::{Register, Stored};
-use crate::check::{self, tuple};
 use crate::host::{self, Rows};
 
 /// Bytes and what keeps them alive.
@@ -83,15 +82,7 @@ impl InPlace {
     /// # Errors
     /// If the shapes or dtypes do not fit together.
     pub fn apply(&self, x: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
-        let [rows, columns] = self.dims;
-        if x.dims().last() != Some(&columns) {
-            let found = tuple(x.dims());
-            bail!("linear: x has shape {found}, expected (..., {columns}), as weight is ({rows}, {columns})");
-        }
-        if !x.device().is_cpu() {
-            bail!("linear: weights in place multiply on the CPU alone, found x on {:?}", x.device());
-        }
-        check::optional("linear", "bias", bias, &[rows], "the outputs of weight")?;
+        super::check_on_cpu(x, self.dims, bias, "weights in place")?;
         let tracked = x.track_op() || bias.is_some_and(Tensor::track_op);
         match (x.dtype(), self.dtype) {
             _ if tracked => super::linear(x, &self.to_tensor(self.dtype)?, bias),

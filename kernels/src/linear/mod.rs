@@ -15,7 +15,7 @@ use half::{bf16, f16};
 
 pub use self::in_place::{InPlace, Memory, Run};
 pub use self::matrix::Matrix;
-pub use self::quantised::{BlockFormat, Quantised};
+pub use self::quantised::{Activations, BlockFormat, Quantised};
 use self::stored::{Register, Stored};
 use crate::check::{self, tuple};
 use crate::host::{self, Rows};
@@ -48,6 +48,23 @@ pub fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tens
     }
 }
 
+/// The arguments of a map of a matrix that is no tensor, (outputs, inputs).
+fn check_on_cpu(x: &Tensor, weight: [usize; 2], bias: Option<&Tensor>, what: &str) -> Result<()> {
+    check_shapes(x, weight, bias)?;
+    if !x.device().is_cpu() {
+        bail!("linear: {what} multiply on the CPU alone, found x on {:?}", x.device());
+    }
+    Ok(())
+}
+
+fn check_shapes(x: &Tensor, [outputs, inputs]: [usize; 2], bias: Option<&Tensor>) -> Result<()> {
+    if x.dims().last() != Some(&inputs) {
+        let found = tuple(x.dims());
+        bail!("linear: x has shape {found}, expected (..., {inputs}), as weight is ({outputs}, {inputs})");
+    }
+    check::optional("linear", "bias", bias, &[outputs], "the outputs of weight")
+}
+
 /// `x wᵀ + bias` of plain slices, (x.rows, outputs), for `w` (outputs, x.width): for kernels that have such a map inside.
 pub(crate) fn product<T: Register + Stored<T>>(
     x: Rows<T>,
@@ -62,10 +79,7 @@ fn check_args(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<()> 
     let &[outputs, inputs] = weight.dims() else {
         bail!("linear: weight has shape {}, expected (outputs, inputs)", tuple(weight.dims()))
     };
-    if x.dims().last() != Some(&inputs) {
-        let found = tuple(x.dims());
-        bail!("linear: x has shape {found}, expected (..., {inputs}), as weight is ({outputs}, {inputs})");
-    }
+    check_shapes(x, [outputs, inputs], bias)?;
     let wide = matches!(x.dtype(), DType::F32 | DType::F64);
     let (xt, wt) = (x.dtype(), weight.dtype());
     if !xt.is_float() || !wt.is_float() || (xt != wt && !(wide && wt.size_in_bytes() < xt.size_in_bytes())) {
@@ -73,7 +87,7 @@ fn check_args(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<()> 
             "linear: weight has dtype {wt:?} and x {xt:?}, expected x's, or a narrower one for x in F32 or F64"
         );
     }
-    check::optional("linear", "bias", bias, &[outputs], "the outputs of weight")
+    Ok(())
 }
 
 /// `x` in `T`, `weight` stored in `W`.

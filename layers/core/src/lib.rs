@@ -48,7 +48,7 @@ pub use norm::{GatedRmsNorm, Norm, NormConfig, NormKind};
 pub use parameters::{ParameterGroup, Source, VarBuilder, WeightType};
 pub use relative::{RelBiasConfig, RelativeBias, alibi_slopes, alibi_table};
 pub use rotary::{Rotary, RotaryConfig, RotaryScaling};
-pub use semisep_kernels::{BlockFormat, Complex, Matrix};
+pub use semisep_kernels::{Activations, BlockFormat, Complex, Matrix};
 pub use short_conv::{ShortConv, ShortConvs};
 pub use sources::{Seeded, Shapes, Variables};
 pub use state::State;

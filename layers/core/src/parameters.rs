@@ -9,7 +9,7 @@ use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use candle_core::{DType, Device, Result, Shape, Tensor, bail};
-use semisep_kernels::{BlockFormat, Matrix, Quantised, state_dtype};
+use semisep_kernels::{Activations, BlockFormat, Matrix, Quantised, state_dtype};
 
 use crate::Init;
 use crate::built::Built;
@@ -141,6 +141,7 @@ pub struct VarBuilder {
     prefix: String,
     dtype: DType,
     quant: Option<BlockFormat>,
+    activations: Activations,
     device: Device,
     /// Factor on the initial values of [`OUTPUTS`].
     output_scale: f64,
@@ -187,6 +188,7 @@ impl VarBuilder {
             prefix: String::new(),
             dtype,
             quant: None,
+            activations: Activations::default(),
             device,
             output_scale: 1.0,
             built,
@@ -210,6 +212,11 @@ impl VarBuilder {
     /// in f16 instead of f32 where none does. Everything else stays in the dtype.
     pub fn quantised(self, quant: Option<BlockFormat>) -> Self {
         Self { quant, ..self }
+    }
+
+    /// With matrices of blocks that read their input so.
+    pub fn with_activations(self, activations: Activations) -> Self {
+        Self { activations, ..self }
     }
 
     /// The dtype of weights.
@@ -371,7 +378,7 @@ impl VarBuilder {
 
     fn build(&self, mut group: ParameterGroup, matrix: bool) -> Result<Matrix> {
         let dtype = self.dtype_of(&group);
-        let held = match group.held {
+        let mut held = match group.held {
             _ if !matrix => self.source.get(&group, dtype, &self.device)?.into(),
             Some(WeightType::Blocks(format)) => {
                 self.source.matrix(&group, dtype, Some(format), &self.device)?
@@ -381,8 +388,11 @@ impl VarBuilder {
         };
         shaped(held.dims(), &group)?;
         // A source without memory gives a tensor in the stead of blocks.
-        match &held {
-            Matrix::Quantised(blocks) => group.held = Some(WeightType::Blocks(blocks.format())),
+        match &mut held {
+            Matrix::Quantised(blocks) => {
+                group.held = Some(WeightType::Blocks(blocks.format()));
+                *blocks = blocks.clone().with_activations(self.activations);
+            }
             Matrix::InPlace(rows) => group.held = Some(WeightType::Dense(rows.dtype())),
             Matrix::Dense(_) => {}
         }

@@ -30,8 +30,8 @@ use semisep_core::{
     Context, Cost, Init, Linear, Mixer, Mixing, ParameterGroup, State, StateKind, VarBuilder, in_blocks,
 };
 use semisep_kernels::{
-    CausalConv1d, SelectiveScan, SelectiveStateUpdate, causal_conv1d, causal_conv1d_update, rms_norm,
-    selective_scan, selective_state_update, state_dtype,
+    Activation, CausalConv1d, SelectiveScan, SelectiveStateUpdate, activation, causal_conv1d,
+    causal_conv1d_update, rms_norm, selective_scan, selective_state_update, state_dtype,
 };
 
 const KIND: &str = "mamba1";
@@ -260,7 +260,7 @@ impl Mixer for Mamba1 {
 
 /// A = -exp(A_log): negative, so that the state decays.
 fn decay(a_log: &Tensor) -> Result<Tensor> {
-    a_log.exp()?.neg()
+    activation(a_log, Activation::Exp)?.neg()
 }
 
 /// S4D-Real: A_log = ln(1..n) in each channel.

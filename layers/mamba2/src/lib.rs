@@ -32,7 +32,7 @@ use semisep_core::{
     in_blocks,
 };
 use semisep_kernels::{
-    Activation, CausalConv1d, SsdChunkScan, SsdStateUpdate, causal_conv1d, causal_conv1d_update,
+    Activation, CausalConv1d, SsdChunkScan, SsdStateUpdate, activation, causal_conv1d, causal_conv1d_update,
     gated_activation, ssd_chunk_scan, ssd_state_update, state_dtype,
 };
 
@@ -291,5 +291,5 @@ fn multipliers(config: &Mamba2Config, d_model: usize, vb: &VarBuilder) -> Result
 
 /// A = -exp(A_log): negative, so that the state decays.
 fn decay(a_log: &Tensor) -> Result<Tensor> {
-    a_log.exp()?.neg()
+    activation(a_log, Activation::Exp)?.neg()
 }

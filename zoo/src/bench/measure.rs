@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use candle_core::{Device, Result, Tensor};
-use semisep_core::{Rng, VarBuilder};
+use semisep_core::{Activations, Rng, VarBuilder};
 use semisep_kernels::machine::read_bandwidth;
 use semisep_models::{LanguageModel, ModelState, weights_by_type};
 
@@ -27,10 +27,12 @@ pub fn measure(
     let random_weights = subject.model.is_none();
     let model = match subject.model {
         Some(model) => model,
-        None => LanguageModel::new(
-            &subject.architecture,
-            &VarBuilder::seeded(options.seed, subject.dtype, Device::Cpu).quantised(subject.quant),
-        )?,
+        None => {
+            let vb = VarBuilder::seeded(options.seed, subject.dtype, Device::Cpu)
+                .quantised(subject.quant)
+                .with_activations(subject.activations);
+            LanguageModel::new(&subject.architecture, &vb)?
+        }
     };
     let lengths = options
         .lengths
@@ -45,6 +47,7 @@ pub fn measure(
         parameters: model.cost(1, 1).parameters,
         dtype: format!("{:?}", model.dtype()).to_lowercase(),
         weights: weights_by_type(model.parameter_groups()),
+        exact_activations: subject.activations == Activations::Exact,
         random_weights,
         backend: format!("cpu ({})", machine.instructions),
         lengths,

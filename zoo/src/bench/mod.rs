@@ -9,7 +9,7 @@ use candle_core::DType;
 pub use machine::Machine;
 pub use measure::measure;
 pub use report::table;
-use semisep_core::BlockFormat;
+use semisep_core::{Activations, BlockFormat};
 use semisep_models::WeightRow;
 use semisep_models::normal::Architecture;
 use serde::Serialize;
@@ -39,6 +39,8 @@ pub struct Subject {
     pub dtype: DType,
     /// Format of matrices, where the weights are random.
     pub quant: Option<BlockFormat>,
+    /// What quantised matrices are multiplied by.
+    pub activations: Activations,
 }
 
 /// Everything measured in one run.
@@ -65,6 +67,8 @@ pub struct ModelReport {
     pub dtype: String,
     /// The weights by what they are held in.
     pub weights: Vec<WeightRow>,
+    /// Whether quantised matrices met activations as they are, not rounded to eight bits.
+    pub exact_activations: bool,
     /// Whether the weights are random.
     pub random_weights: bool,
     /// What computed: device and instruction set.

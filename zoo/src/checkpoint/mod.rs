@@ -3,7 +3,7 @@
 mod convert;
 mod dtype;
 mod gguf;
-mod in_place;
+mod matrices;
 mod packed;
 mod pickle;
 mod safetensors;
@@ -17,7 +17,6 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use candle_core::{DType, Device, Tensor};
-use semisep_core::BlockFormat;
 
 pub use dtype::StoredType;
 pub(crate) use gguf::is_bamba;
@@ -248,39 +247,6 @@ impl Checkpoint {
             .collect();
         let converted = convert::convert(&sources, shape, dtype, device, plus)?;
         Ok(Read { tensor: converted.tensor, non_finite: converted.non_finite })
-    }
-
-    /// The quantised blocks of parts of tensors, one after the other, as they lie in the files: rows of `columns`. `None` if
-    /// the parts are no blocks of one format, and of `wanted` if that is given, or do not consist of whole rows.
-    pub fn blocks(
-        &self,
-        parts: &[(&Stored, View)],
-        columns: usize,
-        wanted: Option<BlockFormat>,
-    ) -> Option<(BlockFormat, Vec<u8>)> {
-        let lying = lying(parts);
-        let StoredType::Blocks(format) = lying.first()?.0.dtype else { return None };
-        let row_bytes = format.row_bytes(columns).filter(|n| *n > 0 && wanted.is_none_or(|w| w == format))?;
-        let mut blocks = Vec::new();
-        for (stored, view) in &lying {
-            let run = view.run();
-            let whole = stored.dtype == StoredType::Blocks(format)
-                && !stored.log_negative
-                && stored.plus == 0.0
-                && run.is_multiple_of(columns)
-                && view.start.is_multiple_of(columns);
-            if !whole {
-                return None;
-            }
-            let file = &self.files[stored.file];
-            for first in view.runs() {
-                let start = stored.offset + first / columns * row_bytes;
-                let range = start..start + run / columns * row_bytes;
-                blocks.extend_from_slice(file.bytes().get(range.clone())?);
-                file.release(range);
-            }
-        }
-        Some((format, blocks))
     }
 
     /// Whether two tensors hold the same bytes in the same shape.

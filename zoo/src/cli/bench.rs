@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use indicatif::{ProgressBar, ProgressStyle};
 use semisep_models::blueprints;
 
-use super::model::{Dtype, QuantArg};
+use super::model::{ActivationsArg, Dtype, QuantArg};
 use super::{Outcome, architecture, model, print};
 use crate::bench::{BenchOptions, BenchReport, Machine, Subject, measure, table};
 use crate::load::{LoadOptions, load};
@@ -41,6 +41,8 @@ pub(super) struct Args {
     dtype: Dtype,
     #[command(flatten)]
     quant: QuantArg,
+    #[command(flatten)]
+    activations: ActivationsArg,
     /// Also write the figures here
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
@@ -102,15 +104,15 @@ impl Args {
     }
 
     fn subject(&self, name: &str, folder: Option<&Path>) -> Result<Subject> {
-        let (dtype, quant) = (self.dtype.into(), self.quant.quant);
+        let (dtype, quant, activations) = (self.dtype.into(), self.quant.quant, self.activations.into());
         let (architecture, model) = match folder {
             Some(folder) => {
-                let loaded = load(folder, &LoadOptions { dtype, quant, ..LoadOptions::default() })?;
+                let loaded = load(folder, &LoadOptions { dtype, quant, activations, ..LoadOptions::default() })?;
                 (loaded.architecture, Some(loaded.model))
             }
             None => (architecture::open(name)?, None),
         };
-        Ok(Subject { name: name.into(), architecture, model, dtype, quant })
+        Ok(Subject { name: name.into(), architecture, model, dtype, quant, activations })
     }
 }
 

@@ -9,7 +9,7 @@ use serde::Serialize;
 use serde_json::json;
 
 use super::model::ModelArgs;
-use super::{Outcome, print};
+use super::{Outcome, model, print};
 use crate::Result;
 use crate::eval::{PerplexityOptions, choose, perplexity, read_questions};
 use crate::files::read_text;
@@ -143,7 +143,7 @@ impl Run {
 
 fn open(model: &ModelArgs) -> Result<(Loaded, Tokenizer)> {
     let loaded = model.load(&model.folder()?)?;
-    let tokenizer = Tokenizer::open(&loaded.folder, &loaded.architecture.model)?;
+    let tokenizer = model::tokenizer(&loaded.folder, &loaded.architecture.model)?;
     Ok((loaded, tokenizer))
 }
 

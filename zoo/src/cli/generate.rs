@@ -8,7 +8,7 @@ use semisep_models::sampler::SamplerOptions;
 use serde_json::json;
 
 use super::model::ModelArgs;
-use super::{Outcome, print, say};
+use super::{Outcome, model, print, say};
 use crate::files::read_text;
 use crate::load::Loaded;
 use crate::state_file;
@@ -93,7 +93,7 @@ impl Args {
         let folder = self.model.folder()?;
         options.stop_tokens = stop_tokens(&folder)?;
         let loaded = self.model.load(&folder)?;
-        let tokenizer = Tokenizer::open(&loaded.folder, &loaded.architecture.model)?;
+        let tokenizer = model::tokenizer(&loaded.folder, &loaded.architecture.model)?;
         let (mut session, prompts) = self.session(&loaded, &tokenizer, prompts)?;
         let live = prompts.len() == 1 && !self.json;
         let mut on_text = |_: usize, text: &str| if live { print(text) } else { Ok(()) };

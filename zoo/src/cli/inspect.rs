@@ -125,7 +125,7 @@ impl Args {
         let dtype = self.dtype.into();
         if let Some(folder) = model::folder(Path::new(&self.model))? {
             let loaded = load(&folder, &LoadOptions { dtype, ..LoadOptions::default() })?;
-            let tokenizer = Tokenizer::open(&folder, &loaded.architecture.model);
+            let tokenizer = model::tokenizer(&folder, &loaded.architecture.model);
             return Ok((loaded.architecture, loaded.model, tokenizer));
         }
         let architecture = architecture::open(&self.model)?;

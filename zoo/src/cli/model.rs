@@ -7,14 +7,16 @@ use std::sync::Arc;
 use candle_core::{DType, Device};
 use clap::{Args, ValueEnum};
 use indicatif::{ProgressBar, ProgressStyle};
-use semisep_core::BlockFormat;
+use semisep_core::{Activations, BlockFormat};
 use semisep_models::DistilledLayer;
+use semisep_models::normal::ModelConfig;
 
 use super::pull::Progress;
 use super::say;
 use crate::checkpoint::is_model;
 use crate::hub::Parts;
 use crate::load::{LoadOptions, Loaded, plan};
+use crate::tokenizer::Tokenizer;
 use crate::{Error, Result, hub};
 
 /// Progress is drawn for models at least this large: smaller ones are there at once.
@@ -31,7 +33,9 @@ pub(super) struct ModelArgs {
     #[arg(long, value_enum, default_value = "f32")]
     pub(super) dtype: Dtype,
     #[command(flatten)]
-    pub(super) quant: QuantArg,
+    quant: QuantArg,
+    #[command(flatten)]
+    activations: ActivationsArg,
     /// Copy all weights into memory in --dtype instead of leaving those in the mapped files that can be used there
     #[arg(long)]
     no_mmap: bool,
@@ -57,6 +61,21 @@ pub(super) struct QuantArg {
     /// Where rows are no whole number of blocks a smaller format takes their place, or f16; all else stays in the dtype.
     #[arg(long, value_name = "FORMAT", value_parser = format)]
     pub(super) quant: Option<BlockFormat>,
+}
+
+/// The argument for what quantised weights meet.
+#[derive(Debug, Clone, Copy, Args)]
+pub(super) struct ActivationsArg {
+    /// Multiply quantised matrices by activations as they are, not rounded to eight bits as ggml does: slower, nearer to the
+    /// weights' own result
+    #[arg(long)]
+    exact_activations: bool,
+}
+
+impl From<ActivationsArg> for Activations {
+    fn from(arg: ActivationsArg) -> Self {
+        if arg.exact_activations { Self::Exact } else { Self::Rounded }
+    }
 }
 
 fn format(name: &str) -> Result<BlockFormat, String> {
@@ -113,6 +132,17 @@ pub(super) fn configuration(word: &Path) -> Result<Option<PathBuf>> {
     found(word, Parts::Configuration)
 }
 
+/// The tokenizer of a model; that a large vocabulary has none is told.
+pub(super) fn tokenizer(folder: &Path, model: &ModelConfig) -> Result<Tokenizer> {
+    /// Vocabularies of bytes and some special tokens are no larger.
+    const BYTES: usize = 512;
+    let tokenizer = Tokenizer::open(folder, model)?;
+    if matches!(tokenizer, Tokenizer::Bytes) && model.vocab_size > BYTES {
+        say("[there is no tokenizer: tokens are bytes; copy the model's tokenizer.json into its folder]");
+    }
+    Ok(tokenizer)
+}
+
 fn found(word: &Path, parts: Parts) -> Result<Option<PathBuf>> {
     if is_model(word) {
         return Ok(Some(word.into()));
@@ -157,6 +187,7 @@ impl ModelArgs {
         let mut options = LoadOptions {
             dtype: self.dtype.into(),
             quant: self.quant.quant,
+            activations: self.activations.into(),
             in_place: !self.no_mmap,
             device,
             allow_missing: self.allow_missing,

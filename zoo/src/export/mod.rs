@@ -15,15 +15,16 @@ use candle_core::{DType, Device, Tensor};
 use semisep_core::{ParameterGroup, Shapes, Source, VarBuilder};
 use semisep_models::LanguageModel;
 use semisep_models::normal::Architecture;
-use serde_json::{Map, Value};
+use serde_json::Value;
 
 pub use layout::{Layout, families};
 use recast::Recast;
 pub use shards::{MAX_SHARD_BYTES, parse_size};
 
 use crate::checkpoint::{StoredType, TensorEntry};
-use crate::import::{Fields, Foreign};
+use crate::import::Foreign;
 use crate::load::{Asked, LoadOptions, Planned, plan};
+use crate::tokenizer::{Tokenizer, special_tokens};
 use crate::{Error, Result, files};
 
 /// A model to write: its parameters are read one at a time.
@@ -36,8 +37,10 @@ pub struct Exporter {
 }
 
 /// Files that go along with a model as they are.
-const BESIDE: [&str; 8] = [
+const BESIDE: [&str; 10] = [
     "tokenizer.json",
+    "20B_tokenizer.json",
+    "rwkv_vocab_v20230424.txt",
     "tokenizer_config.json",
     "special_tokens_map.json",
     "added_tokens.json",
@@ -46,6 +49,9 @@ const BESIDE: [&str; 8] = [
     "chat_template.jinja",
     "generation_config.json",
 ];
+
+/// Those of them that are a tokenizer by themselves.
+const TOKENIZERS: &[&str] = BESIDE.split_at(3).0;
 
 impl Exporter {
     /// The model of a checkpoint; each parameter in the type that it is stored in (in f64 where a constant is added to what
@@ -186,19 +192,27 @@ fn at_least(dtype: DType, p: &ParameterGroup) -> DType {
     if p.full_precision { semisep_kernels::state_dtype(dtype) } else { dtype }
 }
 
-/// What stands beside the weights in a folder: the tokenizer's files; without `generation_config.json`, one that holds
-/// the start and end tokens of `config.json`.
-fn beside(folder: &Path) -> Result<Vec<(String, Vec<u8>)>> {
+/// What goes along with the weights of a folder or GGUF file: the tokenizer's files, made of the metadata where there are
+/// none; without `generation_config.json`, one that holds the start and end tokens of `config.json` or the metadata.
+fn beside(source: &Path) -> Result<Vec<(String, Vec<u8>)>> {
+    // Beside a file may lie other models' files: of those only the tokenizer that would be taken.
+    let (folder, names) = match source.is_dir() {
+        true => (source, &BESIDE[..]),
+        false => (source.parent().unwrap_or(Path::new("")), &BESIDE[..1]),
+    };
     let mut all = Vec::new();
-    for name in BESIDE.iter().filter(|name| folder.join(name).is_file()) {
+    for name in names.iter().filter(|name| folder.join(name).is_file()) {
         all.push((name.to_string(), files::read_text(&files::inside(folder, name)?)?.into_bytes()));
     }
-    let config = folder.join("config.json");
-    if config.is_file() && !all.iter().any(|(name, _)| name == "generation_config.json") {
-        let config = Fields::open(&config)?;
-        let keys = ["bos_token_id", "eos_token_id", "pad_token_id"];
-        let ids: Map<String, Value> =
-            keys.iter().filter_map(|&key| Some((key.into(), config.get(key)?.clone()))).collect();
+    let has = |all: &[(String, Vec<u8>)], name: &str| all.iter().any(|(other, _)| other == name);
+    if !TOKENIZERS.iter().any(|name| has(&all, name))
+        && let Some(tokenizer) = Tokenizer::found(source)?
+        && let Some((name, text)) = tokenizer.file()?
+    {
+        all.push((name.into(), text.into_bytes()));
+    }
+    if !has(&all, "generation_config.json") {
+        let ids = special_tokens(source)?;
         if !ids.is_empty() {
             all.push(("generation_config.json".into(), format!("{:#}\n", Value::from(ids)).into_bytes()));
         }

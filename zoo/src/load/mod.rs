@@ -13,7 +13,7 @@ pub(crate) use asked::Asked;
 use candle_core::{DType, Device};
 use recipes::Tensors;
 pub use report::{LoadedTensor, Mismatch, Report};
-use semisep_core::{BlockFormat, ParameterGroup, Source, VarBuilder, WeightType};
+use semisep_core::{Activations, BlockFormat, ParameterGroup, Source, VarBuilder, WeightType};
 use semisep_models::LanguageModel;
 use semisep_models::normal::Architecture;
 pub use weights::Progress;
@@ -34,6 +34,8 @@ pub struct LoadOptions {
     pub in_place: bool,
     /// The format of the matrices that layers multiply by, where it fits; `None` leaves them in the dtype.
     pub quant: Option<BlockFormat>,
+    /// How matrices of blocks, made here or stored as such, read their input. In f64 always as it is.
+    pub activations: Activations,
     /// Where the model will be.
     pub device: Device,
     /// Fill parameters that the checkpoint lacks with seeded random values.
@@ -50,11 +52,20 @@ impl Default for LoadOptions {
             dtype: DType::F32,
             in_place: true,
             quant: None,
+            activations: Activations::default(),
             device: Device::Cpu,
             allow_missing: false,
             allow_unexpected: false,
             progress: None,
         }
+    }
+}
+
+impl LoadOptions {
+    fn builder(&self, source: Arc<dyn Source>, device: Device) -> VarBuilder {
+        VarBuilder::new(source, self.dtype, device)
+            .quantised(self.quant)
+            .with_activations(self.activations)
     }
 }
 
@@ -104,7 +115,7 @@ pub fn plan(folder: &Path, options: &LoadOptions) -> Result<Planned> {
     let tensors = Arc::new(Tensors::new(checkpoint, &import.names)?);
     let plan = Arc::new(Plan::new(tensors.clone()));
     let asked = Arc::new(Asked::new(plan.clone()));
-    let vb = VarBuilder::new(asked.clone(), options.dtype, Device::Cpu).quantised(options.quant);
+    let vb = options.builder(asked.clone(), Device::Cpu);
     let built = LanguageModel::new(&import.architecture, &vb);
     let mut report = Report { notes: import.notes, ..plan.report() };
     report.notes.extend(unpacked(&report, options.quant));
@@ -185,8 +196,7 @@ impl Planned {
             return Err(Error::new("quantised weights multiply on the CPU alone").hint("leave out --quant"));
         }
         let weights = Arc::new(Weights::new(tensors, options.in_place, options.progress.clone()));
-        let vb =
-            VarBuilder::new(weights.clone(), options.dtype, options.device.clone()).quantised(options.quant);
+        let vb = options.builder(weights.clone(), options.device.clone());
         let model = LanguageModel::new(&architecture, &vb).map_err(|e| Error::at(&folder, e))?;
         report.non_finite = weights.non_finite();
         if !report.non_finite.is_empty() {

@@ -195,12 +195,10 @@ impl Source for Weights {
             return Ok(Matrix::Quantised(Quantised::quantise(&numbers, format)?));
         };
         if plus == 0.0
-            && let Some((format, blocks)) = self.tensors.checkpoint.blocks(&parts, columns, format)
+            && let Some(found) = self.tensors.checkpoint.blocks(&parts, columns, format, self.in_place)
         {
-            if let Some(progress) = &self.progress {
-                progress(blocks.len() as u64);
-            }
-            return Ok(Matrix::Quantised(Quantised::new(format, (rows, columns), blocks)?));
+            self.note(&parts, found.non_finite);
+            return Ok(found.matrix);
         }
         // Blocks of several formats in one matrix: eight bits lose next to nothing of any.
         let blocks = |dtype| matches!(dtype, StoredType::Blocks(_) | StoredType::Packed(_));
@@ -212,7 +210,7 @@ impl Source for Weights {
                 .flatten();
             let Some(found) = found else { return dense() };
             self.note(&parts, found.non_finite);
-            return Ok(Matrix::InPlace(found.matrix));
+            return Ok(found.matrix);
         };
         let mut blocks = Vec::new();
         for (part, rows) in runs(parts, columns) {

@@ -32,7 +32,7 @@ pub(super) fn tokenizer(path: &Path, metadata: &Metadata) -> Result<Option<Token
         return Err(fail("expected tokenizer.ggml.tokens, a list of texts".into()));
     };
     if kind == "rwkv" {
-        return Ok(Some(Tokenizer::World(Box::new(World::new(tokens)))));
+        return Ok(Some(Tokenizer::World(Box::new(World::escaped(tokens)))));
     }
     let texts: std::result::Result<Vec<&str>, _> = tokens.iter().map(|t| std::str::from_utf8(t)).collect();
     let Ok(tokens) = texts else { return Err(fail("tokenizer.ggml.tokens are not UTF-8".into())) };

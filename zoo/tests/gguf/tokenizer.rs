@@ -59,3 +59,36 @@ fn pieces_with_scores() {
     assert_eq!(tokenizer.encode("ab aba!").unwrap(), [1, 8, 8, 5, 3]);
     assert_eq!(tokenizer.decode(&[1, 8, 8, 5, 3]).unwrap(), "ab aba!");
 }
+
+/// An export has the tokenizer and the special tokens of the metadata in files of their own.
+#[test]
+fn vocabularies_go_along_with_an_export() {
+    let mut world = gguf("rwkv7-pth", false);
+    let mut tokens = vec!["<s>".to_string()];
+    tokens.extend((0..=255u8).map(|b| format!("\\x{b:02x}")));
+    tokens.extend(["ab", "\\n\\n", "it\\'s", "\\xe2\\x82\\xac"].map(String::from));
+    world.text("tokenizer.ggml.model", "rwkv");
+    world.texts("tokenizer.ggml.tokens", &tokens);
+    world.id("tokenizer.ggml.eos_token_id", 0);
+    for (file, text, name, end) in [
+        (with_tokenizer(gguf("mamba-hf", true), 104), "the th!<|end|>", "tokenizer.json", 96),
+        (world, "ab it's\n\n€ é\u{1f980}", "rwkv_vocab_v20230424.txt", 0),
+    ] {
+        let (dir, path) = written(&file);
+        let out = dir.path().join("out");
+        let output = semisep(&["export", path.to_str().unwrap(), "--out", out.to_str().unwrap()]);
+        assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+        assert!(out.join(name).is_file(), "{name}");
+        let model = load(&path, &LoadOptions::default()).unwrap().architecture.model;
+        let [before, after] = [&path, &out].map(|from| Tokenizer::open(from, &model).unwrap());
+        let ids = before.encode(text).unwrap();
+        assert_eq!(after.encode(text).unwrap(), ids);
+        assert_eq!(after.decode(&ids).unwrap(), before.decode(&ids).unwrap());
+        assert_eq!(stop_tokens(&out).unwrap(), [end]);
+        // And once more, from folder to folder.
+        let again = dir.path().join("again");
+        let output = semisep(&["export", out.to_str().unwrap(), "--out", again.to_str().unwrap()]);
+        assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+        assert_eq!(std::fs::read(again.join(name)).unwrap(), std::fs::read(out.join(name)).unwrap());
+    }
+}

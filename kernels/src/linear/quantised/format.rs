@@ -54,6 +54,15 @@ impl BlockFormat {
         self.ggml().type_size()
     }
 
+    /// Where in a block its scales and offsets in half precision begin.
+    pub(super) fn halves(self) -> &'static [usize] {
+        match self {
+            Self::Q4_0 | Self::Q5_0 | Self::Q8_0 => &[0],
+            Self::Q4_1 | Self::Q5_1 | Self::Q4K | Self::Q5K => &[0, 2],
+            Self::Q6K => &[208],
+        }
+    }
+
     /// Bytes of a row of so many weights, if they are a whole number of blocks.
     pub fn row_bytes(self, columns: usize) -> Option<usize> {
         let whole = columns.is_multiple_of(self.weights());

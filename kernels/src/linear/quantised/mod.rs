@@ -1,22 +1,25 @@
 //! Matrices of quantised blocks: `y = x Wᵀ + b` with weights of four to eight bits.
 //!
-//! The formats are ggml's, byte for byte, so that blocks come from files as they are. Activations stay in f32: the result
-//! is that of the matrix's numbers ([`Quantised::dequantise`]) but for the order of summation.
+//! The formats are ggml's, byte for byte, so that blocks come from files as they are. Activations are rounded to eight bits,
+//! as ggml does, or stay in f32, as the matrix is told ([`Activations`]): but for that, the result is that of the matrix's
+//! numbers ([`Quantised::dequantise`]), to the order of summation.
 
 mod blocks;
 mod cpu;
 mod format;
+mod rounded;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 
 use std::fmt;
 use std::sync::{Arc, OnceLock};
 
-use candle_core::{DType, Device, Result, Shape, Tensor, bail};
+use candle_core::{DType, Device, Error, Result, Shape, Tensor, bail};
 
 use self::cpu::Instructions;
 pub use self::format::BlockFormat;
-use crate::check::{self, tuple};
+pub use self::rounded::Activations;
+use super::Memory;
 use crate::host::{self, Rows};
 
 /// A matrix (rows, columns) of blocks along its rows, on the CPU.
@@ -25,9 +28,10 @@ pub struct Quantised {
     format: BlockFormat,
     dims: [usize; 2],
     /// Blocks of this matrix and perhaps of others, row by row.
-    data: Arc<Vec<u8>>,
+    data: Memory,
     /// Where this matrix begins.
     start: usize,
+    activations: Activations,
 }
 
 impl fmt::Debug for Quantised {
@@ -41,16 +45,37 @@ impl Quantised {
     ///
     /// # Errors
     /// If the columns are no whole number of blocks, or there are more or fewer bytes than the matrix takes.
-    pub fn new(format: BlockFormat, (rows, columns): (usize, usize), blocks: Vec<u8>) -> Result<Self> {
-        let expected = format.row_bytes(columns).and_then(|bytes| bytes.checked_mul(rows));
-        if expected != Some(blocks.len()) {
-            bail!(
-                "a matrix ({rows}, {columns}) in {format} takes {}, found {} bytes",
-                expected.map_or("no whole number of blocks a row".into(), |n| format!("{n} bytes")),
-                blocks.len()
-            );
+    pub fn new(format: BlockFormat, dims: (usize, usize), blocks: Vec<u8>) -> Result<Self> {
+        let found = blocks.len();
+        let matrix = Self::in_place(format, dims, Arc::new(blocks), 0)?;
+        if matrix.bytes().len() != found {
+            return Err(wrong_size(format, dims, found));
         }
-        Ok(Self { format, dims: [rows, columns], data: Arc::new(blocks), start: 0 })
+        Ok(matrix)
+    }
+
+    /// A matrix of blocks that something else owns, row by row from byte `start` on.
+    ///
+    /// # Errors
+    /// If the columns are no whole number of blocks, or the matrix reaches past the memory.
+    pub fn in_place(
+        format: BlockFormat,
+        (rows, columns): (usize, usize),
+        memory: Memory,
+        start: usize,
+    ) -> Result<Self> {
+        let bytes = format.row_bytes(columns).and_then(|bytes| bytes.checked_mul(rows));
+        let end = bytes.and_then(|bytes| start.checked_add(bytes));
+        let length = (*memory).as_ref().len();
+        if end.is_none_or(|end| end > length) {
+            return Err(wrong_size(format, (rows, columns), length.saturating_sub(start)));
+        }
+        Ok(Self { format, dims: [rows, columns], data: memory, start, activations: Activations::default() })
+    }
+
+    /// How many blocks have a scale or an offset that is NaN or infinite.
+    pub fn non_finite(&self) -> usize {
+        cpu::non_finite(self)
     }
 
     /// The blocks nearest to these numbers, (rows, columns) in any float dtype; the choice of scales is candle's.
@@ -75,6 +100,12 @@ impl Quantised {
             });
         }
         Self::new(format, (rows, columns), blocks)
+    }
+
+    /// The same matrix, that reads its input so; [`Activations::Rounded`] unless this was called.
+    #[must_use]
+    pub fn with_activations(self, activations: Activations) -> Self {
+        Self { activations, ..self }
     }
 
     /// The numbers that the blocks stand for, (rows, columns) in `dtype`.
@@ -122,15 +153,7 @@ impl Quantised {
     /// # Errors
     /// If the shapes do not fit together, or x is not on the CPU.
     pub fn apply(&self, x: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
-        let [rows, columns] = self.dims;
-        if x.dims().last() != Some(&columns) {
-            let found = tuple(x.dims());
-            bail!("linear: x has shape {found}, expected (..., {columns}), as weight is ({rows}, {columns})");
-        }
-        if !x.device().is_cpu() {
-            bail!("linear: quantised weights multiply on the CPU alone, found x on {:?}", x.device());
-        }
-        check::optional("linear", "bias", bias, &[rows], "the outputs of weight")?;
+        super::check_on_cpu(x, self.dims, bias, "quantised weights")?;
         let tracked = x.track_op() || bias.is_some_and(Tensor::track_op);
         match x.dtype() {
             DType::F32 if !tracked => self.on_cpu(x, bias, best()),
@@ -176,13 +199,19 @@ impl Quantised {
 
     /// The blocks.
     pub fn bytes(&self) -> &[u8] {
-        &self.data[self.start..][..self.dims[0] * self.row_bytes()]
+        &(*self.data).as_ref()[self.start..][..self.dims[0] * self.row_bytes()]
     }
 
     fn row_bytes(&self) -> usize {
         // The columns were a whole number of blocks when the matrix was made.
         self.format.row_bytes(self.dims[1]).unwrap_or(0)
     }
+}
+
+fn wrong_size(format: BlockFormat, (rows, columns): (usize, usize), found: usize) -> Error {
+    let bytes = format.row_bytes(columns).and_then(|bytes| bytes.checked_mul(rows));
+    let takes = bytes.map_or("no whole number of blocks a row".into(), |n| format!("{n} bytes"));
+    Error::Msg(format!("a matrix ({rows}, {columns}) in {format} takes {takes}, found {found} bytes"))
 }
 
 /// The best instructions of this machine.

@@ -104,11 +104,14 @@ pub(super) unsafe fn widen<const N: usize>(halves: [[u8; 2]; N]) -> __m256 {
 
 /// At most eight numbers, with zeros after them.
 #[inline(always)]
-pub(super) unsafe fn some(numbers: &[f32]) -> __m256 {
-    let number = |i: usize| numbers.get(i).copied().unwrap_or(0.0);
-    let eight: [f32; TOGETHER] = std::array::from_fn(number);
-    // SAFETY: the instruction set is there, says the caller.
-    unsafe { _mm256_loadu_ps(eight.as_ptr()) }
+pub(super) unsafe fn eight<const N: usize>(numbers: *const f32) -> __m256 {
+    const { assert!(N <= TOGETHER) };
+    let mut eight = [0.0; TOGETHER];
+    // SAFETY: the instruction set and N numbers are there, says the caller.
+    unsafe {
+        std::ptr::copy_nonoverlapping(numbers, eight.as_mut_ptr(), N);
+        _mm256_loadu_ps(eight.as_ptr())
+    }
 }
 
 /// A number in half precision, eight times.

@@ -174,7 +174,7 @@ impl Wide for Q5K {
 
 /// Scales and offsets of eight groups, from those of the block and their multiples.
 #[inline(always)]
-unsafe fn two_levels([d, m]: [[u8; 2]; 2], packed: &[u8; 12]) -> [__m256; 2] {
+pub(super) unsafe fn two_levels([d, m]: [[u8; 2]; 2], packed: &[u8; 12]) -> [__m256; 2] {
     let (scales, offsets) = scales_and_offsets(packed);
     // SAFETY: the instruction set is there, says the caller.
     unsafe {

@@ -9,12 +9,16 @@ mod avx2;
 mod avx512;
 mod bytes;
 mod formats;
+mod integers;
 
 use std::arch::x86_64::*;
-use std::borrow::Cow;
+use std::marker::PhantomData;
 
+use self::integers::{Fours, Integers, Pairs};
+pub(super) use self::integers::Whole;
 use super::blocks::{Block, GROUP};
-use super::cpu::{Instructions, Sweep};
+use super::cpu::{Floats, Instructions, Sweep};
+use super::rounded::Rounded;
 
 /// Groups that are taken apart together, and whose scales are found together: a block of 256 weights or eight of 32.
 const TOGETHER: usize = 8;
@@ -143,43 +147,68 @@ impl<R: Register, const M: usize> Sums<R, M> {
         for m in 0..M {
             // SAFETY: the instruction set is there, says the caller; so are the sums of N groups.
             unsafe {
-                let sums = match N {
-                    TOGETHER => _mm256_loadu_ps(self.sums[m]),
-                    _ => bytes::some(std::slice::from_raw_parts(self.sums[m], N)),
-                };
-                self.rest[m] = _mm256_fmadd_ps(offsets, sums, self.rest[m]);
+                self.rest[m] = _mm256_fmadd_ps(offsets, bytes::eight::<N>(self.sums[m]), self.rest[m]);
             }
         }
     }
 }
 
 /// Rows of x in the order in which these instructions want them.
-pub(super) fn arranged(x: Cow<'_, [f32]>, set: Instructions) -> Cow<'_, [f32]> {
+pub(super) fn arranged(x: Vec<f32>, set: Instructions) -> Vec<f32> {
     match set {
-        Instructions::Avx2 => avx2::arranged(&x).into(),
-        Instructions::Avx512 | Instructions::Portable => x,
+        Instructions::Avx2 => avx2::arranged(&x),
+        Instructions::Vnni | Instructions::Avx512 | Instructions::Portable => x,
     }
 }
 
-/// The whole sweep with 512-bit registers, over an x of [`arranged`].
+/// The exact sweep with 512-bit registers, over an x of [`arranged`].
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c")]
-pub(super) unsafe fn avx512<B: Wide>(sweep: &Sweep<'_, B>, range: std::ops::Range<usize>) {
+pub(super) unsafe fn exact_avx512<B: Wide>(sweep: &Sweep<'_, Floats, B>, range: std::ops::Range<usize>) {
     // SAFETY: the instruction set is there, says the caller.
-    unsafe { run::<__m512, B>(sweep, range) }
+    unsafe { run::<Exact<__m512>, B>(sweep, range) }
 }
 
-/// The whole sweep with 256-bit registers, over an x of [`arranged`].
+/// The exact sweep with 256-bit registers, over an x of [`arranged`].
 #[target_feature(enable = "avx2,fma,f16c")]
-pub(super) unsafe fn avx2<B: Wide>(sweep: &Sweep<'_, B>, range: std::ops::Range<usize>) {
+pub(super) unsafe fn exact_avx2<B: Wide>(sweep: &Sweep<'_, Floats, B>, range: std::ops::Range<usize>) {
     // SAFETY: as above.
-    unsafe { run::<__m256, B>(sweep, range) }
+    unsafe { run::<Exact<__m256>, B>(sweep, range) }
+}
+
+/// The sweep in whole numbers, with the products of VNNI.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
+pub(super) unsafe fn rounded_vnni<B: Whole>(sweep: &Sweep<'_, Rounded, B>, range: std::ops::Range<usize>) {
+    // SAFETY: as above.
+    unsafe { run::<Integers<Fours>, B>(sweep, range) }
+}
+
+/// The sweep in whole numbers.
+#[target_feature(enable = "avx2,fma,f16c")]
+pub(super) unsafe fn rounded_avx2<B: Whole>(sweep: &Sweep<'_, Rounded, B>, range: std::ops::Range<usize>) {
+    // SAFETY: as above.
+    unsafe { run::<Integers<Pairs>, B>(sweep, range) }
+}
+
+/// Some rows of x against one row of weights.
+trait Tile<B> {
+    /// What rows of x are held as.
+    type X;
+
+    /// Rows of x that there are registers for.
+    const ROWS: usize;
+
+    /// The products of rows `row..row + M` of x with the weight row `o`.
+    ///
+    /// # Safety
+    /// The instruction set is there.
+    unsafe fn tile<const M: usize>(sweep: &Sweep<'_, Self::X, B>, row: usize, o: usize) -> [f32; M];
 }
 
 /// Weight rows that meet a tile of x before the next tile does: both stay in the nearest cache.
 const CHUNK: usize = 16;
 
 #[inline(always)]
-unsafe fn run<R: Register, B: Wide>(sweep: &Sweep<'_, B>, range: std::ops::Range<usize>) {
+unsafe fn run<T: Tile<B>, B>(sweep: &Sweep<'_, T::X, B>, range: std::ops::Range<usize>) {
     for first in range.clone().step_by(CHUNK) {
         let chunk = first..range.end.min(first + CHUNK);
         let mut row = 0;
@@ -187,9 +216,9 @@ unsafe fn run<R: Register, B: Wide>(sweep: &Sweep<'_, B>, range: std::ops::Range
             // SAFETY: as above.
             row += unsafe {
                 match sweep.rows - row {
-                    4.. if R::ROWS >= 4 => tiles::<R, B, 4>(sweep, row, chunk.clone()),
-                    2.. => tiles::<R, B, 2>(sweep, row, chunk.clone()),
-                    _ => tiles::<R, B, 1>(sweep, row, chunk.clone()),
+                    4.. if T::ROWS >= 4 => tiles::<T, B, 4>(sweep, row, chunk.clone()),
+                    2.. => tiles::<T, B, 2>(sweep, row, chunk.clone()),
+                    _ => tiles::<T, B, 1>(sweep, row, chunk.clone()),
                 }
             };
         }
@@ -198,49 +227,57 @@ unsafe fn run<R: Register, B: Wide>(sweep: &Sweep<'_, B>, range: std::ops::Range
 
 /// Rows `row..row + M` of x against these weight rows; returns M.
 #[inline(always)]
-unsafe fn tiles<R: Register, B: Wide, const M: usize>(
-    sweep: &Sweep<'_, B>,
+unsafe fn tiles<T: Tile<B>, B, const M: usize>(
+    sweep: &Sweep<'_, T::X, B>,
     row: usize,
     chunk: std::ops::Range<usize>,
 ) -> usize {
     for o in chunk {
         // SAFETY: as above.
-        unsafe { tile::<R, B, M>(sweep, row, o) };
+        let products = unsafe { T::tile::<M>(sweep, row, o) };
+        let bias = sweep.bias.map_or(0.0, |bias| bias[o]);
+        for (m, product) in products.into_iter().enumerate() {
+            // SAFETY: an output belongs to the one thread whose range holds it.
+            let y = unsafe { sweep.y.slice((row + m) * sweep.outputs + o, 1) };
+            y[0] = product + bias;
+        }
     }
     M
 }
 
-/// Rows `row..row + M` of x against the weight row `o`.
-#[inline(always)]
-unsafe fn tile<R: Register, B: Wide, const M: usize>(sweep: &Sweep<'_, B>, row: usize, o: usize) {
-    let groups = sweep.per_row * B::GROUPS;
-    let weights = &sweep.blocks[o * sweep.per_row..][..sweep.per_row];
-    let x: [*const f32; M] =
-        std::array::from_fn(|m| sweep.x[(row + m) * groups * GROUP..][..groups * GROUP].as_ptr());
-    let sums: [*const f32; M] = std::array::from_fn(|m| sweep.sums[(row + m) * groups..][..groups].as_ptr());
-    // SAFETY: the instruction set is there, says the caller.
-    let lanes = [[unsafe { R::splat(0.0) }; M]; 2];
-    // SAFETY: the instruction set is there, says the caller.
-    let rest = [unsafe { _mm256_setzero_ps() }; M];
-    let mut sums = Sums { x, sums, lanes, rest };
-    // SAFETY: x has the numbers, and sums the sums, of as many groups as the blocks of the weight row have.
-    unsafe {
-        if B::GROUPS == TOGETHER {
-            sum::<R, B, 1, M>(weights, &mut sums);
-        } else {
-            sum::<R, B, 1, M>(sum::<R, B, TOGETHER, M>(weights, &mut sums), &mut sums);
+/// Tiles of floats in these registers.
+struct Exact<R>(PhantomData<R>);
+
+impl<R: Register, B: Wide> Tile<B> for Exact<R> {
+    type X = Floats;
+    const ROWS: usize = R::ROWS;
+
+    #[inline(always)]
+    unsafe fn tile<const M: usize>(sweep: &Sweep<'_, Floats, B>, row: usize, o: usize) -> [f32; M] {
+        let groups = sweep.per_row * B::GROUPS;
+        let weights = &sweep.blocks[o * sweep.per_row..][..sweep.per_row];
+        let at = |m: usize| (row + m) * groups..(row + m + 1) * groups;
+        let Floats { numbers, sums } = sweep.x;
+        let x: [*const f32; M] = std::array::from_fn(|m| numbers.as_chunks::<GROUP>().0[at(m)].as_ptr().cast());
+        let sums: [*const f32; M] = std::array::from_fn(|m| sums[at(m)].as_ptr());
+        // SAFETY: the instruction set is there, says the caller.
+        let (lanes, rest) = unsafe { ([[R::splat(0.0); M]; 2], [_mm256_setzero_ps(); M]) };
+        let mut sums = Sums { x, sums, lanes, rest };
+        // SAFETY: x has the numbers, and sums the sums, of as many groups as the blocks of the weight row have.
+        unsafe {
+            if B::GROUPS == TOGETHER {
+                sum::<R, B, 1, M>(weights, &mut sums);
+            } else {
+                sum::<R, B, 1, M>(sum::<R, B, TOGETHER, M>(weights, &mut sums), &mut sums);
+            }
         }
-    }
-    let Sums { lanes, rest, .. } = sums;
-    let bias = sweep.bias.map_or(0.0, |bias| bias[o]);
-    for m in 0..M {
-        // SAFETY: an output belongs to the one thread whose range holds it.
-        let y = unsafe { sweep.y.slice((row + m) * sweep.outputs + o, 1) };
-        // SAFETY: the instruction set is there.
-        let sum = unsafe { lanes[0][m].plus(lanes[1][m]).total() };
-        // SAFETY: as above.
-        let rest = if B::OFFSETS { unsafe { rest[m].total() } } else { 0.0 };
-        y[0] = sum + rest + bias;
+        let Sums { lanes, rest, .. } = sums;
+        std::array::from_fn(|m| {
+            // SAFETY: the instruction set is there.
+            let sum = unsafe { lanes[0][m].plus(lanes[1][m]).total() };
+            // SAFETY: as above.
+            sum + if B::OFFSETS { unsafe { rest[m].total() } } else { 0.0 }
+        })
     }
 }
 
