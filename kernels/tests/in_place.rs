@@ -104,6 +104,47 @@ fn rows_parts_and_views() -> Result<()> {
     Ok(())
 }
 
+/// Every way to use a matrix finds values that are not finite, a part only its own; what the input brings is not blamed on it.
+#[test]
+fn what_is_not_finite_is_found_at_first_use() -> Result<()> {
+    for dtype in [DType::F32, DType::BF16, DType::F16] {
+        let good = random(1, &[50, 24], DType::F32);
+        let x = random(2, &[2, 24], DType::F32);
+        let bad_x = x.affine(0.0, f64::NAN)?;
+        let of = |numbers: &Tensor| -> Result<InPlace> {
+            Ok(scattered(&numbers.to_dtype(dtype)?, &[20, 3, 27]).checked_at_first_use("file: w"))
+        };
+        let matrix = of(&good)?;
+        assert!(matrix.apply(&bad_x, None)?.sum_all()?.to_scalar::<f32>()?.is_nan());
+        assert_close("good", &matrix.apply(&x, None)?, &of(&good)?.narrow(0, 50)?.apply(&x, None)?, 0.0);
+        let mut numbers = good.flatten_all()?.to_vec1::<f32>()?;
+        (numbers[21 * 24 + 5], numbers[49 * 24]) = (f32::NAN, f32::NEG_INFINITY);
+        let bad = Tensor::from_vec(numbers, (50, 24), &Device::Cpu)?;
+        assert_eq!((of(&good)?.non_finite(), of(&bad)?.non_finite()), (0, 2));
+        let id = |id: u32| Tensor::new(&[0, id], &Device::Cpu);
+        let zeros = x.zeros_like()?;
+        let found = [
+            of(&bad)?.apply(&x, None),
+            of(&bad)?.apply(&zeros, None),
+            of(&bad)?.apply(&x.to_dtype(DType::F64)?, None),
+            of(&bad)?.apply(&random(2, &[200, 24], DType::F32), None),
+            of(&bad)?.apply(Var::from_tensor(&x)?.as_tensor(), None),
+            of(&bad)?.gather(&id(49)?),
+            of(&bad)?.to_tensor(DType::F32),
+        ];
+        for result in found {
+            let error = result.unwrap_err().to_string();
+            assert!(error.starts_with("file: w: 2 of the values are NaN or infinite"), "{error}");
+        }
+        let matrix = of(&bad)?;
+        assert!(matrix.gather(&id(48)?).is_ok() && matrix.narrow(0, 21)?.apply(&x, None).is_ok());
+        let error = matrix.narrow(20, 3)?.apply(&x, None).unwrap_err().to_string();
+        assert!(error.starts_with("file: w: 1 of the values"), "{error}");
+        assert!(matrix.apply(&x, None).is_err());
+    }
+    Ok(())
+}
+
 #[test]
 fn the_input_has_a_gradient() -> Result<()> {
     let w = random(1, &[9, 16], DType::F64);

@@ -220,7 +220,27 @@ fn scales_that_are_no_numbers_are_counted() {
             let at = number * format.bytes() + halves[number % halves.len()];
             bytes[at..at + 2].copy_from_slice(&bits);
         }
-        assert_eq!(Quantised::new(format, (300, 2048), bytes).unwrap().non_finite(), 3, "{format}");
+        let bad = Quantised::new(format, (300, 2048), bytes).unwrap();
+        assert_eq!(bad.non_finite(), 3, "{format}");
+        let x = random(1, &[1, 2048], DType::F32);
+        for activations in [Activations::Exact, Activations::Rounded] {
+            let of = |w: &Quantised| w.clone().with_activations(activations).checked_at_first_use("file: w");
+            assert!(of(&w).apply(&x, None).is_ok() && of(&w).dequantise(DType::F32).is_ok());
+            let ids = Tensor::new(&[299u32], &Device::Cpu).unwrap();
+            let found = [
+                of(&bad).apply(&x, None),
+                of(&bad).apply(&x.zeros_like().unwrap(), None),
+                of(&bad).apply(&random(1, &[100, 2048], DType::F32), None),
+                of(&bad).apply(&x.to_dtype(DType::F64).unwrap(), None),
+                of(&bad).gather(&ids),
+            ];
+            for result in found {
+                let error = result.unwrap_err().to_string();
+                assert!(error.starts_with("file: w: 3 of the values are NaN or infinite"), "{format}: {error}");
+            }
+            assert!(of(&bad).gather(&Tensor::new(&[1u32], &Device::Cpu).unwrap()).is_ok());
+            assert!(of(&bad).narrow(1, 100).unwrap().apply(&x, None).is_ok());
+        }
     }
 }
 

@@ -87,4 +87,19 @@ fn values_that_are_not_finite_are_found_in_place() {
         error.contains("NaN or infinite") && error.contains("layers.1.mixer.out_proj.weight (2 values)"),
         "{error}"
     );
+    // Or when it is first used.
+    let later = LoadOptions { checked_at_first_use: true, ..LoadOptions::default() };
+    let model = load(&folder, &later).unwrap().model;
+    let ids = Tensor::new(&[[1u32, 2, 3]], &Device::Cpu).unwrap();
+    let error = model.forward(&ids, None).unwrap_err().to_string();
+    let step = model.step(&[1], &mut model.new_state(1).unwrap()).unwrap_err().to_string();
+    let output = semisep(&["generate", folder.to_str().unwrap(), "-p", "a", "-n", "1"]);
+    assert_eq!(output.status.code(), Some(2));
+    for error in [error, step, stderr(&output)] {
+        assert!(
+            error.contains("model.safetensors: ")
+                && error.contains("layers.1.mixer.out_proj.weight: 2 of the values are NaN or infinite"),
+            "{error}"
+        );
+    }
 }

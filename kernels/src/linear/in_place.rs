@@ -7,6 +7,7 @@ use candle_core::{DType, Result, Shape, Tensor, bail};
 use half::{bf16, f16};
 
 use super::cpu;
+use super::finite::{self, FirstUse};
 use super::stored::{Register, Stored};
 use crate::host::{self, Rows};
 
@@ -30,6 +31,7 @@ pub struct InPlace {
     dtype: DType,
     dims: [usize; 2],
     runs: Vec<Run>,
+    first_use: Option<Arc<FirstUse>>,
 }
 
 impl fmt::Debug for InPlace {
@@ -64,7 +66,24 @@ impl InPlace {
             of_dtype!(dtype, check_run(run, columns))?;
         }
         let rows = runs.iter().map(|run| run.rows).sum();
-        Ok(Self { dtype, dims: [rows, columns], runs })
+        Ok(Self { dtype, dims: [rows, columns], runs, first_use: None })
+    }
+
+    /// The same matrix, which fails when it is first used if it has values that are not finite; errors call it `name`. That
+    /// costs nothing, as products tell, where [`InPlace::non_finite`] reads everything once more.
+    #[must_use]
+    pub fn checked_at_first_use(self, name: &str) -> Self {
+        Self { first_use: Some(FirstUse::of(name)), ..self }
+    }
+
+    /// How many elements are NaN or infinite.
+    pub fn non_finite(&self) -> usize {
+        let row_bytes = self.dims[1] * self.dtype.size_in_bytes();
+        let count = |run: &Run| {
+            let bytes = &(*run.memory).as_ref()[run.start..run.start + run.rows * row_bytes];
+            finite::count_non_finite(self.dtype, bytes)
+        };
+        self.runs.iter().map(count).sum()
     }
 
     /// (rows, columns)
@@ -80,7 +99,7 @@ impl InPlace {
     /// `x Wᵀ + bias`, as [`super::linear`] of a tensor of the same numbers; x on the CPU.
     ///
     /// # Errors
-    /// If the shapes or dtypes do not fit together.
+    /// If the shapes or dtypes do not fit together, or as of [`InPlace::checked_at_first_use`].
     pub fn apply(&self, x: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
         super::check_on_cpu(x, self.dims, bias, "weights in place")?;
         let tracked = x.track_op() || bias.is_some_and(Tensor::track_op);
@@ -117,19 +136,27 @@ impl InPlace {
             cpu::forward_into(x, w, bias, &mut y[first..], (run.rows, outputs));
             first += run.rows;
         }
+        if let Some(first_use) = &self.first_use {
+            first_use.met(&y, || self.non_finite())?;
+        }
         Ok(host::tensor(y, Shape::from(shape)))
     }
 
     /// These rows: ids (n) u32 -> (n, columns) in the stored dtype.
     ///
     /// # Errors
-    /// If there is no such row.
+    /// If there is no such row, or as of [`InPlace::checked_at_first_use`].
     pub fn gather(&self, ids: &Tensor) -> Result<Tensor> {
         let ids = ids.to_vec1::<u32>()?;
         if let Some(id) = ids.iter().find(|&&id| id as usize >= self.dims[0]) {
             bail!("gather: row {id} of a matrix of {}", self.dims[0]);
         }
-        of_dtype!(self.dtype, gather_rows(self, ids.iter().map(|&id| id as usize)))
+        let rows: Result<Tensor> = of_dtype!(self.dtype, gather_rows(self, ids.iter().map(|&id| id as usize)));
+        let rows = rows?;
+        if let Some(first_use) = &self.first_use {
+            first_use.some(&rows, || self.non_finite())?;
+        }
+        Ok(rows)
     }
 
     /// `rows` rows from `first` on, of the same memory.
@@ -150,14 +177,18 @@ impl InPlace {
             }
             at += run.rows;
         }
-        Ok(Self { dims: [rows, self.dims[1]], runs, ..*self })
+        let first_use = self.first_use.as_ref().map(|all| all.of_part());
+        Ok(Self { dims: [rows, self.dims[1]], runs, first_use, ..*self })
     }
 
     /// All numbers, (rows, columns) in `dtype`.
     ///
     /// # Errors
-    /// If `dtype` is no float.
+    /// If `dtype` is no float, or as of [`InPlace::checked_at_first_use`].
     pub fn to_tensor(&self, dtype: DType) -> Result<Tensor> {
+        if let Some(first_use) = &self.first_use {
+            first_use.all(|| self.non_finite())?;
+        }
         let all: Result<Tensor> = of_dtype!(self.dtype, gather_rows(self, 0..self.dims[0]));
         all?.to_dtype(dtype)
     }

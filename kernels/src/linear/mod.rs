@@ -4,6 +4,7 @@
 
 mod cpu;
 mod few;
+mod finite;
 mod in_place;
 mod matrix;
 pub(crate) mod naive;

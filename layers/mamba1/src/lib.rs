@@ -24,6 +24,8 @@
 mod config;
 mod matrix;
 
+use std::sync::OnceLock;
+
 use candle_core::{D, DType, Device, Result, Tensor};
 pub use config::{Mamba1Config, ParameterNorms};
 use semisep_core::{
@@ -50,7 +52,8 @@ pub struct Mamba1 {
     heads: usize,
     dt_bias: Tensor, // (e)
     a_log: Tensor,   // (e, n)
-    a: Option<Tensor>,
+    /// A, computed when it is first wanted, unless it is being trained.
+    a: OnceLock<Tensor>,
     d: Tensor, // (e)
     norms: [Option<Tensor>; 3],
     out_proj: Linear,
@@ -86,7 +89,7 @@ impl Mamba1 {
         let dt_bias = dt.get_f32(e, "bias", Init::dt_bias(config.dt_min, config.dt_max, 1e-4))?;
         let a_log = vb.get_f32((e, n), "A_log", s4d_real())?;
         Ok(Self {
-            a: (!a_log.track_op()).then(|| decay(&a_log)).transpose()?,
+            a: OnceLock::new(),
             a_log,
             d: vb.get_f32(e, "D", Init::ONES)?,
             norms: config.norm_weights(r, vb)?,
@@ -109,7 +112,11 @@ impl Mamba1 {
     }
 
     fn a(&self) -> Result<Tensor> {
-        self.a.clone().map_or_else(|| decay(&self.a_log), Ok)
+        if let Some(a) = self.a.get() {
+            return Ok(a.clone());
+        }
+        let a = decay(&self.a_log)?;
+        Ok(if self.a_log.track_op() { a } else { self.a.get_or_init(|| a).clone() })
     }
 
     /// (..., d) -> x, z (..., e)

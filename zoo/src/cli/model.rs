@@ -189,6 +189,8 @@ impl ModelArgs {
             quant: self.quant.quant,
             activations: self.activations.into(),
             in_place: !self.no_mmap,
+            // Every command that loads weights goes on to use them.
+            checked_at_first_use: true,
             device,
             allow_missing: self.allow_missing,
             allow_unexpected: self.allow_unexpected,

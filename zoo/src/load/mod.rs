@@ -32,6 +32,9 @@ pub struct LoadOptions {
     /// half precision that f32 holds exactly: nothing is copied or rounded, and the memory is the page cache's. The files must
     /// not be cut short while the model lives. CPU only.
     pub in_place: bool,
+    /// Values of matrices that stay in place are looked at when the matrix is first used, which then fails if some are NaN or
+    /// infinite, instead of while loading, which reads all of them once more.
+    pub checked_at_first_use: bool,
     /// The format of the matrices that layers multiply by, where it fits; `None` leaves them in the dtype.
     pub quant: Option<BlockFormat>,
     /// How matrices of blocks, made here or stored as such, read their input. In f64 always as it is.
@@ -51,6 +54,7 @@ impl Default for LoadOptions {
         Self {
             dtype: DType::F32,
             in_place: true,
+            checked_at_first_use: false,
             quant: None,
             activations: Activations::default(),
             device: Device::Cpu,
@@ -162,7 +166,8 @@ impl Planned {
 
     /// The checkpoint as a source of parameters under our names.
     pub fn weights(&self) -> Arc<dyn Source> {
-        Arc::new(Weights::new(self.tensors.clone(), false, None))
+        let copied = LoadOptions { in_place: false, ..LoadOptions::default() };
+        Arc::new(Weights::new(self.tensors.clone(), &copied))
     }
 
     /// The family that the folder's configuration belongs to.
@@ -195,7 +200,7 @@ impl Planned {
         if options.quant.is_some() && !options.device.is_cpu() {
             return Err(Error::new("quantised weights multiply on the CPU alone").hint("leave out --quant"));
         }
-        let weights = Arc::new(Weights::new(tensors, options.in_place, options.progress.clone()));
+        let weights = Arc::new(Weights::new(tensors, options));
         let vb = options.builder(weights.clone(), options.device.clone());
         let model = LanguageModel::new(&architecture, &vb).map_err(|e| Error::at(&folder, e))?;
         report.non_finite = weights.non_finite();

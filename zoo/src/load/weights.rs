@@ -7,6 +7,7 @@ use candle_core::{DType, Device, Result as CandleResult, Tensor, bail};
 use semisep_core::{BlockFormat, Matrix, ParameterGroup, Seeded, Shapes, Source};
 use semisep_kernels::Quantised;
 
+use super::LoadOptions;
 use super::recipes::{Misfit, Parts, Tensors};
 use super::report::{LoadedTensor, Report};
 use crate::checkpoint::{Stored, StoredType, View};
@@ -106,12 +107,20 @@ pub(super) struct Weights {
     non_finite: Mutex<Vec<(String, usize)>>,
     /// Whether matrices stay in the files where they can.
     in_place: bool,
+    /// Whether those are looked at when they are first used, not now.
+    checked_at_first_use: bool,
     progress: Option<Arc<Progress>>,
 }
 
 impl Weights {
-    pub(super) fn new(tensors: Arc<Tensors>, in_place: bool, progress: Option<Arc<Progress>>) -> Self {
-        Self { tensors, non_finite: Mutex::default(), in_place, progress }
+    pub(super) fn new(tensors: Arc<Tensors>, options: &LoadOptions) -> Self {
+        Self {
+            tensors,
+            non_finite: Mutex::default(),
+            in_place: options.in_place,
+            checked_at_first_use: options.checked_at_first_use,
+            progress: options.progress.clone(),
+        }
     }
 
     /// Tensors read with NaN or infinite values, by their names in the checkpoint, and how many.
@@ -136,11 +145,16 @@ impl Weights {
         Ok(read.tensor)
     }
 
+    /// What an error calls the parts.
+    fn called(&self, parts: &[(&Stored, View)]) -> String {
+        let file = parts.first().map(|(stored, _)| self.tensors.checkpoint.path(stored).display().to_string());
+        format!("{}: {}", file.unwrap_or_default(), names(parts))
+    }
+
     /// These parts have been read, and so many values of theirs are not finite.
     fn note(&self, parts: &[(&Stored, View)], non_finite: usize) {
         if non_finite > 0 {
-            let names: Vec<&str> = parts.iter().map(|(stored, _)| stored.name.as_str()).collect();
-            let (name, mut known) = (names.join(" + "), lock(&self.non_finite));
+            let (name, mut known) = (names(parts), lock(&self.non_finite));
             match known.iter_mut().find(|(known, _)| *known == name) {
                 Some((_, count)) => *count += non_finite,
                 None => known.push((name, non_finite)),
@@ -151,6 +165,10 @@ impl Weights {
             progress(parts.iter().map(bytes).sum::<usize>() as u64);
         }
     }
+}
+
+fn names(parts: &[(&Stored, View)]) -> String {
+    parts.iter().map(|(stored, _)| stored.name.as_str()).collect::<Vec<_>>().join(" + ")
 }
 
 /// The parts, each in runs of rows of at most [`RUN`] elements where it has rows of so many columns, and the rows of each.
@@ -197,8 +215,12 @@ impl Source for Weights {
         if plus == 0.0
             && let Some(found) = self.tensors.checkpoint.blocks(&parts, columns, format, self.in_place)
         {
-            self.note(&parts, found.non_finite);
-            return Ok(found.matrix);
+            if self.checked_at_first_use {
+                self.note(&parts, 0);
+                return Ok(Matrix::Quantised(found.checked_at_first_use(&self.called(&parts))));
+            }
+            self.note(&parts, found.non_finite());
+            return Ok(Matrix::Quantised(found));
         }
         // Blocks of several formats in one matrix: eight bits lose next to nothing of any.
         let blocks = |dtype| matches!(dtype, StoredType::Blocks(_) | StoredType::Packed(_));
@@ -209,8 +231,12 @@ impl Source for Weights {
                 .then(|| self.tensors.checkpoint.in_place(&parts, columns, dtype))
                 .flatten();
             let Some(found) = found else { return dense() };
-            self.note(&parts, found.non_finite);
-            return Ok(found.matrix);
+            if self.checked_at_first_use {
+                self.note(&parts, 0);
+                return Ok(Matrix::InPlace(found.checked_at_first_use(&self.called(&parts))));
+            }
+            self.note(&parts, found.non_finite());
+            return Ok(Matrix::InPlace(found));
         };
         let mut blocks = Vec::new();
         for (part, rows) in runs(parts, columns) {

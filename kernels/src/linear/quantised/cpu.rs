@@ -1,7 +1,7 @@
 //! The map of quantised weights on the CPU.
 //!
-//! Few rows (decoding): each weight becomes a number in a register and meets x in f32, so that reading the blocks is all
-//! that it costs, and nothing but the weights is rounded. Many rows: panels of numbers, and matrix multiplications.
+//! Few rows (decoding): weights are taken apart in registers and meet x there, in whole numbers or in f32. Many rows: panels
+//! of numbers, and matrix multiplications, of an x rounded alike where it is to be.
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};

@@ -20,6 +20,7 @@ use self::cpu::Instructions;
 pub use self::format::BlockFormat;
 pub use self::rounded::Activations;
 use super::Memory;
+use super::finite::FirstUse;
 use crate::host::{self, Rows};
 
 /// A matrix (rows, columns) of blocks along its rows, on the CPU.
@@ -32,6 +33,7 @@ pub struct Quantised {
     /// Where this matrix begins.
     start: usize,
     activations: Activations,
+    first_use: Option<Arc<FirstUse>>,
 }
 
 impl fmt::Debug for Quantised {
@@ -70,7 +72,15 @@ impl Quantised {
         if end.is_none_or(|end| end > length) {
             return Err(wrong_size(format, (rows, columns), length.saturating_sub(start)));
         }
-        Ok(Self { format, dims: [rows, columns], data: memory, start, activations: Activations::default() })
+        let activations = Activations::default();
+        Ok(Self { format, dims: [rows, columns], data: memory, start, activations, first_use: None })
+    }
+
+    /// The same matrix, which fails when it is first used if it has blocks that are not finite: as
+    /// [`InPlace::checked_at_first_use`](super::InPlace::checked_at_first_use).
+    #[must_use]
+    pub fn checked_at_first_use(self, name: &str) -> Self {
+        Self { first_use: Some(FirstUse::of(name)), ..self }
     }
 
     /// How many blocks have a scale or an offset that is NaN or infinite.
@@ -113,6 +123,9 @@ impl Quantised {
     /// # Errors
     /// If `dtype` is no float.
     pub fn dequantise(&self, dtype: DType) -> Result<Tensor> {
+        if let Some(first_use) = &self.first_use {
+            first_use.all(|| self.non_finite())?;
+        }
         let mut numbers = vec![0.0; self.dims[0] * self.dims[1]];
         cpu::unpack(self, 0, &mut numbers);
         host::tensor(numbers, &self.dims).to_dtype(dtype)
@@ -132,7 +145,11 @@ impl Quantised {
         for (&id, to) in ids.iter().zip(numbers.chunks_exact_mut(columns.max(1))) {
             cpu::unpack_row(self, id as usize, to);
         }
-        Ok(host::tensor(numbers, (ids.len(), columns)))
+        let rows = host::tensor(numbers, (ids.len(), columns));
+        if let Some(first_use) = &self.first_use {
+            first_use.some(&rows, || self.non_finite())?;
+        }
+        Ok(rows)
     }
 
     /// `rows` rows from `first` on, of the same memory.
@@ -144,7 +161,8 @@ impl Quantised {
             bail!("narrow: rows {first}.. of a matrix of {}, {rows} rows long", self.dims[0]);
         }
         let start = self.start + first * self.row_bytes();
-        Ok(Self { dims: [rows, self.dims[1]], start, ..self.clone() })
+        let first_use = self.first_use.as_ref().map(|all| all.of_part());
+        Ok(Self { dims: [rows, self.dims[1]], start, first_use, ..self.clone() })
     }
 
     /// `x Wᵀ + bias`: x (..., columns) f32, f64 or half precision -> (..., rows) in x's dtype; `bias` (rows) in any float
@@ -184,6 +202,9 @@ impl Quantised {
         let bs = bias.as_ref().map(|b| b.storage_and_layout());
         let bias = bs.as_ref().map(|(storage, layout)| host::slice::<f32>(storage, layout)).transpose()?;
         let y = cpu::forward(Rows::of_last(&xs.0, xs.1)?, self, bias, set);
+        if let Some(first_use) = &self.first_use {
+            first_use.met(&y, || self.non_finite())?;
+        }
         Ok(host::tensor(y, Shape::from(shape)))
     }
 
