@@ -39,7 +39,9 @@ fn rounded(x: &Tensor) -> Tensor {
     for group in numbers.chunks_exact_mut(32) {
         let largest = group.iter().fold(0.0, |largest: f32, x| largest.max(x.abs()));
         if largest > 0.0 {
-            group.iter_mut().for_each(|x| *x = (*x * (127.0 / largest)).round_ties_even() * (largest / 127.0));
+            group
+                .iter_mut()
+                .for_each(|x| *x = (*x * (127.0 / largest)).round_ties_even() * (largest / 127.0));
         }
     }
     Tensor::from_vec(numbers, x.dims(), &Device::Cpu).unwrap().to_dtype(DType::F64).unwrap()
@@ -120,7 +122,9 @@ fn equals_the_dense_map_of_its_numbers() -> Result<()> {
 #[test]
 fn rounds_activations_to_eight_bits() -> Result<()> {
     for format in BlockFormat::ALL {
-        for (rows, columns, outputs) in [(1, 256, 1), (1, 768, 1501), (2, 512, 33), (7, 768, 70), (67, 512, 45)] {
+        for (rows, columns, outputs) in
+            [(1, 256, 1), (1, 768, 1501), (2, 512, 33), (7, 768, 70), (67, 512, 45)]
+        {
             let w = any_blocks(format, outputs, columns).with_activations(Activations::Rounded);
             let zeros = Tensor::zeros((rows, 64), DType::F32, &Device::Cpu)?;
             let x = random(2, &[rows, columns - 64], DType::F32);
@@ -193,7 +197,8 @@ fn blocks_in_place() -> Result<()> {
         let x = random(6, &[2, 512], DType::F64);
         assert_close("in place", &inside.apply(&x, None)?, &w.narrow(2, 9)?.apply(&x, None)?, 0.0);
         for (rows, start) in [(13, 7), (12, 17), (1, usize::MAX), (usize::MAX, 0)] {
-            let error = Quantised::in_place(format, (rows, 512), memory.clone(), start).unwrap_err().to_string();
+            let error =
+                Quantised::in_place(format, (rows, 512), memory.clone(), start).unwrap_err().to_string();
             assert!(error.starts_with(&format!("a matrix ({rows}, 512) in {format} takes ")), "{error}");
         }
     }
@@ -236,7 +241,10 @@ fn scales_that_are_no_numbers_are_counted() {
             ];
             for result in found {
                 let error = result.unwrap_err().to_string();
-                assert!(error.starts_with("file: w: 3 of the values are NaN or infinite"), "{format}: {error}");
+                assert!(
+                    error.starts_with("file: w: 3 of the values are NaN or infinite"),
+                    "{format}: {error}"
+                );
             }
             assert!(of(&bad).gather(&Tensor::new(&[1u32], &Device::Cpu).unwrap()).is_ok());
             assert!(of(&bad).narrow(1, 100).unwrap().apply(&x, None).is_ok());

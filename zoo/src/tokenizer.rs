@@ -91,9 +91,7 @@ impl Tokenizer {
     /// If the tokenizer cannot be written down.
     pub(crate) fn file(&self) -> Result<Option<(&'static str, String)>> {
         match self {
-            Self::Trained(tokenizer) => {
-                Ok(Some((COMPLETE[0], tokenizer.to_string(false).map_err(failed)?)))
-            }
+            Self::Trained(tokenizer) => Ok(Some((COMPLETE[0], tokenizer.to_string(false).map_err(failed)?))),
             Self::World(world) => Ok(Some((WORLD, world.lines()))),
             Self::Bytes => Ok(None),
         }

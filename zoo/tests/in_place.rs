@@ -93,7 +93,9 @@ fn values_that_are_not_finite_are_found_in_place() {
     let ids = Tensor::new(&[[1u32, 2, 3]], &Device::Cpu).unwrap();
     let error = model.forward(&ids, None).unwrap_err().to_string();
     let step = model.step(&[1], &mut model.new_state(1).unwrap()).unwrap_err().to_string();
-    let output = semisep(&["generate", folder.to_str().unwrap(), "-p", "a", "-n", "1"]);
+    std::fs::write(folder.join("tokenizer_config.json"), r#"{"tokenizer_class": "HyenaDNATokenizer"}"#)
+        .unwrap();
+    let output = semisep(&["generate", folder.to_str().unwrap(), "-p", "A", "-n", "1"]);
     assert_eq!(output.status.code(), Some(2));
     for error in [error, step, stderr(&output)] {
         assert!(

@@ -23,7 +23,7 @@ fn error(name: &str, quant: BlockFormat, activations: Activations) -> f64 {
 
 /// Eight bits lose some hundredths of the largest logit (half precision loses a third of that), four bits some sixteen times
 /// as much, as their steps are so much larger: these models are tiny, so that nothing averages out. Activations in eight
-/// bits lose about as much as weights.
+/// bits lose up to some times as much as weights: one large value leaves the others of its group few bits.
 #[test]
 fn errors_stay_in_proportion_to_the_bits() {
     for name in ["mamba-hf", "mamba2-hf", "mamba2attn-mlp-orig", "rwkv6-pth", "rwkv7-pth", "gla-fla"] {
@@ -32,7 +32,7 @@ fn errors_stay_in_proportion_to_the_bits() {
         assert!(eight > 1e-5 && eight < 0.1, "{name}: q8_0 {eight}");
         assert!(four > 2.0 * eight && four < 40.0 * eight, "{name}: q4_0 {four}, q8_0 {eight}");
         let rounded = error(name, BlockFormat::Q8_0, Activations::Rounded);
-        assert!(rounded != eight && rounded < 3.0 * eight, "{name}: q8_0 {eight}, activations too {rounded}");
+        assert!(rounded != eight && rounded < 5.0 * eight, "{name}: q8_0 {eight}, activations too {rounded}");
     }
 }
 

@@ -151,7 +151,8 @@ impl InPlace {
         if let Some(id) = ids.iter().find(|&&id| id as usize >= self.dims[0]) {
             bail!("gather: row {id} of a matrix of {}", self.dims[0]);
         }
-        let rows: Result<Tensor> = of_dtype!(self.dtype, gather_rows(self, ids.iter().map(|&id| id as usize)));
+        let rows: Result<Tensor> =
+            of_dtype!(self.dtype, gather_rows(self, ids.iter().map(|&id| id as usize)));
         let rows = rows?;
         if let Some(first_use) = &self.first_use {
             first_use.some(&rows, || self.non_finite())?;

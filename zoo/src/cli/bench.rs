@@ -107,7 +107,8 @@ impl Args {
         let (dtype, quant, activations) = (self.dtype.into(), self.quant.quant, self.activations.into());
         let (architecture, model) = match folder {
             Some(folder) => {
-                let loaded = load(folder, &LoadOptions { dtype, quant, activations, ..LoadOptions::default() })?;
+                let loaded =
+                    load(folder, &LoadOptions { dtype, quant, activations, ..LoadOptions::default() })?;
                 (loaded.architecture, Some(loaded.model))
             }
             None => (architecture::open(name)?, None),

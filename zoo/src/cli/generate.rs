@@ -92,7 +92,7 @@ impl Args {
         }
         let folder = self.model.folder()?;
         options.stop_tokens = stop_tokens(&folder)?;
-        let loaded = self.model.load(&folder)?;
+        let loaded = self.model.load_for_use(&folder)?;
         let tokenizer = model::tokenizer(&loaded.folder, &loaded.architecture.model)?;
         let (mut session, prompts) = self.session(&loaded, &tokenizer, prompts)?;
         let live = prompts.len() == 1 && !self.json;

@@ -164,7 +164,16 @@ impl ModelArgs {
 
     /// Loads the model of a folder, with a progress bar on a terminal if it is large, and distills it where that is asked for.
     pub(super) fn load(&self, folder: &Path) -> Result<Loaded> {
-        let loaded = self.read(folder)?;
+        self.load_and_check(folder, false)
+    }
+
+    /// As [`ModelArgs::load`], but that weights left in the files are finite is found out when they are first used.
+    pub(super) fn load_for_use(&self, folder: &Path) -> Result<Loaded> {
+        self.load_and_check(folder, true)
+    }
+
+    fn load_and_check(&self, folder: &Path, checked_at_first_use: bool) -> Result<Loaded> {
+        let loaded = self.read(folder, checked_at_first_use)?;
         let Some(modes) = self.distill else { return Ok(loaded) };
         let distilled = loaded.model.distilled(modes).map_err(|e| Error::new(format!("--distill: {e}")));
         let (model, layers) = distilled?;
@@ -176,7 +185,7 @@ impl ModelArgs {
         Ok(Loaded { model, ..loaded })
     }
 
-    fn read(&self, folder: &Path) -> Result<Loaded> {
+    fn read(&self, folder: &Path, checked_at_first_use: bool) -> Result<Loaded> {
         let device = match self.device {
             Where::Cpu => Device::Cpu,
             Where::Cuda(n) => Device::new_cuda(n).map_err(|e| {
@@ -189,8 +198,7 @@ impl ModelArgs {
             quant: self.quant.quant,
             activations: self.activations.into(),
             in_place: !self.no_mmap,
-            // Every command that loads weights goes on to use them.
-            checked_at_first_use: true,
+            checked_at_first_use,
             device,
             allow_missing: self.allow_missing,
             allow_unexpected: self.allow_unexpected,

@@ -67,9 +67,7 @@ impl Default for LoadOptions {
 
 impl LoadOptions {
     fn builder(&self, source: Arc<dyn Source>, device: Device) -> VarBuilder {
-        VarBuilder::new(source, self.dtype, device)
-            .quantised(self.quant)
-            .with_activations(self.activations)
+        VarBuilder::new(source, self.dtype, device).quantised(self.quant).with_activations(self.activations)
     }
 }
 

@@ -147,7 +147,8 @@ impl Weights {
 
     /// What an error calls the parts.
     fn called(&self, parts: &[(&Stored, View)]) -> String {
-        let file = parts.first().map(|(stored, _)| self.tensors.checkpoint.path(stored).display().to_string());
+        let file =
+            parts.first().map(|(stored, _)| self.tensors.checkpoint.path(stored).display().to_string());
         format!("{}: {}", file.unwrap_or_default(), names(parts))
     }
 

@@ -70,9 +70,21 @@ mod tests {
             assert_eq!(read(literal).as_deref(), Some(bytes), "{literal}");
             assert_eq!(read(&write(bytes)).as_deref(), Some(bytes), "{literal}");
         }
-        for bad in
-            ["", "a", "'", "'a", "'a\"", "'a'b'", r"'\q'", r"'\x1'", r"'\ud800'", r"b'é'", r"b'\u0100'", "é'", r"'\'"]
-        {
+        for bad in [
+            "",
+            "a",
+            "'",
+            "'a",
+            "'a\"",
+            "'a'b'",
+            r"'\q'",
+            r"'\x1'",
+            r"'\ud800'",
+            r"b'é'",
+            r"b'\u0100'",
+            "é'",
+            r"'\'",
+        ] {
             assert_eq!(read(bad), None, "{bad}");
         }
     }

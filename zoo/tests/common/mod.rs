@@ -250,7 +250,13 @@ pub fn edit_tensors(folder: &Path, edit: impl FnOnce(&mut Tensors)) {
     let path = folder.join("model.safetensors");
     let mut tensors = read_safetensors(&path);
     edit(&mut tensors);
-    std::fs::write(path, safetensors(&tensors)).unwrap();
+    let mut file = safetensors(&tensors);
+    // As the library does: elements begin at multiples of eight bytes.
+    let end = 8 + u64::from_le_bytes(file[..8].try_into().unwrap()) as usize;
+    let spaces = end.next_multiple_of(8) - end;
+    file.splice(end..end, vec![b' '; spaces]);
+    file[..8].copy_from_slice(&((end + spaces - 8) as u64).to_le_bytes());
+    std::fs::write(path, file).unwrap();
 }
 
 /// A folder with a Mamba-2 model of 256 tokens, bytes, whose embedding alone is stored: for `--allow-missing`.

@@ -342,8 +342,9 @@ mod tests {
         };
         for format in BlockFormat::ALL {
             let (columns, outputs) = (if format.weights() == GROUP { 11 * GROUP } else { 512 }, 2);
-            let mut blocks: Vec<u8> =
-                (0..outputs * columns / format.weights() * format.bytes()).map(|_| (random() >> 24) as u8).collect();
+            let mut blocks: Vec<u8> = (0..outputs * columns / format.weights() * format.bytes())
+                .map(|_| (random() >> 24) as u8)
+                .collect();
             for block in blocks.chunks_exact_mut(format.bytes()) {
                 format.halves().iter().for_each(|at| block[at + 1] &= 0b1011_1111);
             }

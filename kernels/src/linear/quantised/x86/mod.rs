@@ -14,8 +14,8 @@ mod integers;
 use std::arch::x86_64::*;
 use std::marker::PhantomData;
 
-use self::integers::{Fours, Integers, Pairs};
 pub(super) use self::integers::Whole;
+use self::integers::{Fours, Integers, Pairs};
 use super::blocks::{Block, GROUP};
 use super::cpu::{Floats, Instructions, Sweep};
 use super::rounded::Rounded;
@@ -258,7 +258,8 @@ impl<R: Register, B: Wide> Tile<B> for Exact<R> {
         let weights = &sweep.blocks[o * sweep.per_row..][..sweep.per_row];
         let at = |m: usize| (row + m) * groups..(row + m + 1) * groups;
         let Floats { numbers, sums } = sweep.x;
-        let x: [*const f32; M] = std::array::from_fn(|m| numbers.as_chunks::<GROUP>().0[at(m)].as_ptr().cast());
+        let x: [*const f32; M] =
+            std::array::from_fn(|m| numbers.as_chunks::<GROUP>().0[at(m)].as_ptr().cast());
         let sums: [*const f32; M] = std::array::from_fn(|m| sums[at(m)].as_ptr());
         // SAFETY: the instruction set is there, says the caller.
         let (lanes, rest) = unsafe { ([[R::splat(0.0); M]; 2], [_mm256_setzero_ps(); M]) };

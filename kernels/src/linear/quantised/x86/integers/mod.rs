@@ -120,7 +120,9 @@ impl<P: Products, const M: usize> Sums<P, M> {
     unsafe fn unsigned<const TURN: usize>(&mut self, index: usize, scales: &Scales<M>, w: __m256i) {
         for m in 0..M {
             // SAFETY: the instruction set is there, says the caller; so is x.
-            unsafe { self.put::<TURN>(m, _mm256_set1_ps(scales[m][index]), P::unsigned(w, self.x(m, index))) };
+            unsafe {
+                self.put::<TURN>(m, _mm256_set1_ps(scales[m][index]), P::unsigned(w, self.x(m, index)))
+            };
         }
     }
 
