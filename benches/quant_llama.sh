@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # One token at a time from the same GGUF files by llama.cpp and by semisep, in turns, on two threads: the best of all
-# rounds, as other work on a machine only ever takes away. Needs python3.
+# rounds, as other work on a machine only ever takes away. Needs python3. FLAGS go to semisep (--exact-activations).
 #
 #     cargo build --release --bin semisep
-#     benches/quant_llama.sh LLAMA-BENCH target/release/semisep ROUNDS FILE.gguf...
+#     [FLAGS=...] benches/quant_llama.sh LLAMA-BENCH target/release/semisep ROUNDS FILE.gguf...
 set -euo pipefail
 llama=$1 semisep=$2 rounds=$3
 shift 3
@@ -13,7 +13,7 @@ for round in $(seq "$rounds"); do
     for file in "$@"; do
         to=$results/$(basename "$file" .gguf).$round
         "$llama" -m "$file" -t 2 -p 0 -n 64 -r 1 -o json > "$to.llama" 2> "$to.log" || { cat "$to.log" >&2; exit 1; }
-        RAYON_NUM_THREADS=2 "$semisep" bench "$file" --lengths 32 --seconds 1 --json "$to.semisep" > /dev/null
+        RAYON_NUM_THREADS=2 "$semisep" bench "$file" ${FLAGS:-} --lengths 32 --seconds 1 --json "$to.semisep" > /dev/null
     done
 done
 python3 - "$results" <<'PYTHON'
